@@ -1,0 +1,61 @@
+"""Errors that a user can act on.
+
+Every failure that input, disk or environment can cause is a :class:`SplitQuantError` whose message names
+the file or tensor, the cause and the next step. The command line prints it as one line and exits with 2;
+anything else that reaches the top is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SplitQuantError(Exception):
+    """Base of all errors that a user can act on.
+
+    Args:
+        subject: what failed: a path, a tensor name, an option.
+        cause: what is wrong with it, with the figures that show it.
+        fix: the next step, as an imperative. Empty only where there is none.
+    """
+
+    def __init__(self, subject: object, cause: str, fix: str = "") -> None:
+        self.subject = str(subject)
+        self.cause = cause
+        self.fix = fix
+        message = f"{self.subject}: {cause}" + (f"; {fix}" if fix else "")
+        super().__init__(" ".join(message.split()))
+
+
+class CheckpointError(SplitQuantError):
+    """The checkpoint is missing something, is damaged, or lies about its contents."""
+
+
+class UnsupportedModelError(SplitQuantError):
+    """The checkpoint is sound, but of a kind that this version does not convert."""
+
+
+class TokenizerError(SplitQuantError):
+    """The tokenizer is missing, damaged, or its pre-tokenizer is not known."""
+
+
+class RecipeError(SplitQuantError):
+    """An option, or a combination of options, that has no meaning."""
+
+
+class OutputError(SplitQuantError):
+    """The output cannot be written: it exists, the folder is read-only, the disk is full."""
+
+
+class GGUFError(SplitQuantError):
+    """A GGUF file that is damaged, or whose split tensors do not fit together."""
+
+
+class BuildError(SplitQuantError):
+    """The patched runtime could not be built."""
+
+
+class EngineError(SplitQuantError):
+    """The llama.cpp library is missing, unpatched where the patch is needed, or refused a model."""
+
+
+class EvaluationError(SplitQuantError):
+    """Models, texts or data sets that cannot be compared."""
