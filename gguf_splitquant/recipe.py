@@ -18,6 +18,7 @@ Granularity = Literal["tensor", "row", "block"]
 OutType = Literal["f32", "f16", "bf16", "auto"]
 
 MAX_K = 8
+BITS = (32, 8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,12 @@ class Recipe:
         layout: ``float`` copies the weights in ``outtype``; ``split`` is the value split of SplitQuantV2
             (arXiv 2503.07657, section 3) with linear quantization of every sub-layer.
         k: value clusters (sub-layers) per linear layer, 1 to 8. 1 is plain linear quantization.
-        bits: width of the linear quantizer: 8, 4 or 2.
+        bits: width of the linear quantizer: 8, 4 or 2. 32 leaves the sub-layers in F32: the split alone,
+            for proving that an engine sums them.
         granularity: what shares one scale and zero point: the whole sub-layer (the paper), a row
             (output channel), or a block of consecutive inputs.
         outtype: type of what is not split (embeddings) and, in the float layout, of all weights. ``auto``
-            keeps the checkpoint's 16-bit type (F16 for F32 checkpoints), as llama.cpp's converter does.
+            keeps a 16-bit checkpoint's own type and stores F32 ones as F16.
         split_head: also split an untied output head. A tied head is the embedding and stays whole.
     """
 
@@ -48,8 +50,10 @@ class Recipe:
             raise RecipeError("layout", f"{self.layout!r} is not one of {', '.join(get_args(Layout))}")
         if not isinstance(self.k, int) or not 1 <= self.k <= MAX_K:
             raise RecipeError("k", f"{self.k!r} clusters", f"choose 1 to {MAX_K}")
-        if self.bits not in (8, 4, 2):
-            raise RecipeError("bits", f"{self.bits!r} is not a width of the linear quantizer", "choose 8, 4 or 2")
+        if self.bits not in BITS:
+            raise RecipeError(
+                "bits", f"{self.bits!r} is not a width of the linear quantizer", "choose 8, 4 or 2"
+            )
         if self.granularity not in get_args(Granularity):
             raise RecipeError(
                 "granularity", f"{self.granularity!r} is not one of {', '.join(get_args(Granularity))}"

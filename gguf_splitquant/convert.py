@@ -1,0 +1,195 @@
+"""The pipeline: source, plan, split, pack, file.
+
+Each tensor is read, clustered, packed and written slab by slab at its place in the file, several tensors at
+a time. Memory is a few slabs per thread, whatever the model's size, and the bytes do not depend on the
+number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import quants
+from numpy.typing import NDArray
+
+from .errors import CheckpointError
+from .gguf_io.layout import FileLayout, build_layout
+from .gguf_io.metadata import file_metadata
+from .gguf_io.writer import PartialFile
+from .packing.sublayers import SubLayerPacker
+from .planning.plan import Plan, TensorPlan, make_plan
+from .progress import SILENT, Progress
+from .recipe import Recipe
+from .sources.model import SourceModel, to_float32
+from .splitting.histogram import ValueHistogram, check_finite, row_slabs
+from .splitting.values import fit_value_split, float_sub_layers
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        total_bytes: its size.
+        plan: what became of every tensor.
+        relative_errors: per split weight, sum((w - decoded)**2) / sum(w**2).
+    """
+
+    path: Path
+    total_bytes: int
+    plan: Plan
+    relative_errors: Mapping[str, float]
+
+
+def plan_file(model: SourceModel, recipe: Recipe) -> tuple[Plan, FileLayout]:
+    """The plan and the exact layout of the file that :func:`convert` would write. Reads no weights."""
+    plan = make_plan(model, recipe)
+    return plan, build_layout(model.architecture, file_metadata(model, plan, {}), plan.outputs)
+
+
+def convert(
+    model: SourceModel,
+    out: Path,
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> ConversionReport:
+    """Write a model as GGUF.
+
+    Args:
+        model: the source.
+        out: the file to write. It appears only when it is complete.
+        recipe: how.
+        force: replace ``out`` if it exists.
+        threads: tensors in work at a time; all cores by default. The file does not depend on it.
+        progress: told of every slab, in bytes of the checkpoint.
+
+    Raises:
+        OutputError: ``out`` cannot be written.
+        CheckpointError: NaN, Inf or values beyond f16's range in a weight; a file that ends early.
+    """
+    plan, layout = plan_file(model, recipe)
+    with PartialFile(out, layout.total_bytes, force=force) as file:
+        work = _Conversion(plan, layout, file, progress)
+        work.run(threads or os.cpu_count() or 1)
+        metadata = file_metadata(model, plan, work.relative_errors)
+        header = build_layout(model.architecture, metadata, plan.outputs).header
+        if len(header) != len(layout.header):
+            raise AssertionError(f"the header grew from {len(layout.header)} to {len(header)} bytes")
+        file.write_at(0, header)
+        file.commit()
+    return ConversionReport(out, layout.total_bytes, plan, work.relative_errors)
+
+
+class _Conversion:
+    """One run: what the worker threads share."""
+
+    def __init__(self, plan: Plan, layout: FileLayout, file: PartialFile, progress: Progress) -> None:
+        self._plan = plan
+        self._layout = layout
+        self._file = file
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self.relative_errors: dict[str, float] = {}
+
+    def run(self, threads: int) -> None:
+        total = sum(t.source.n_params * t.source.dtype.itemsize for t in self._plan.tensors)
+        self._progress.start("convert", total, "B")
+        with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
+            futures = [pool.submit(self._convert_tensor, t) for t in self._plan.tensors]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                # after a failure or Ctrl-C the other workers stop at their next slab
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+            # in file order, so that of several failures the same one is reported every time
+            for future in futures:
+                if future in done:
+                    future.result()
+        self._progress.finish()
+
+    def _convert_tensor(self, plan: TensorPlan) -> None:
+        try:
+            if plan.encoding is not None:
+                self._write_linear(plan)
+            elif plan.split:
+                self._write_float_split(plan)
+            else:
+                self._write_float(plan)
+        except OverflowError as error:
+            raise CheckpointError(
+                plan.source.name, str(error), "use --layout float: these weights are beyond f16"
+            ) from error
+
+    def _write_float(self, plan: TensorPlan) -> None:
+        """Copy, in the plan's float type."""
+        qtype = plan.outputs[0].qtype
+        as_it_is = plan.source.dtype.name == qtype.name
+        for first_row, raw in row_slabs(plan.source):
+            check_finite(plan.source, first_row, raw)
+            data = raw if as_it_is else quants.quantize(to_float32(raw, plan.source.dtype), qtype)
+            self._write_slab(plan, first_row, [data])
+            self._advance(plan, raw)
+
+    def _write_float_split(self, plan: TensorPlan) -> None:
+        """Value split without quantization: the sub-layers as F32."""
+        split = fit_value_split(plan.source, ValueHistogram.of(plan.source), len(plan.outputs))
+        for first_row, raw in row_slabs(plan.source):
+            layers = float_sub_layers(to_float32(raw, plan.source.dtype), split)
+            nothing = np.full(raw.shape, -0.0, np.float32)
+            self._write_slab(plan, first_row, layers + [nothing] * (len(plan.outputs) - split.k))
+            self._advance(plan, raw)
+        self._record_error(plan, 0.0)
+
+    def _write_linear(self, plan: TensorPlan) -> None:
+        """Value split with linear quantization."""
+        if plan.encoding is None:
+            raise AssertionError(plan.source.name)
+        histogram = ValueHistogram.of(plan.source)
+        split = fit_value_split(plan.source, histogram, len(plan.outputs))
+        packer = SubLayerPacker(split, plan.source.dtype, plan.encoding, self._plan.recipe.granularity)
+        columns = plan.source.shape[-1]
+        for first_row, raw in row_slabs(plan.source):
+            packed = packer.pack(raw.reshape(-1, columns))
+            # a weight with fewer distinct values than clusters: all-zero bytes decode to zeros
+            empty = np.zeros_like(packed[0])
+            self._write_slab(plan, first_row, packed + [empty] * (len(plan.outputs) - split.k))
+            self._advance(plan, raw)
+        power = float(np.sum(histogram.counts * histogram.values**2))
+        error = packer.squared_error(histogram)
+        self._record_error(plan, error / power if power else 0.0)
+
+    def _write_slab(self, plan: TensorPlan, first_row: int, slabs: list[NDArray[Any]]) -> None:
+        for output, slab in zip(plan.outputs, slabs, strict=True):
+            row_bytes = output.nbytes // output.shape[0]
+            offset = self._layout.offsets[output.name] + first_row * row_bytes
+            self._file.write_at(offset, np.ascontiguousarray(slab).data)
+
+    def _record_error(self, plan: TensorPlan, error: float) -> None:
+        with self._lock:
+            self.relative_errors[plan.source.name] = error
+
+    def _advance(self, plan: TensorPlan, raw: NDArray[Any]) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+        with self._lock:
+            self._progress.advance(raw.nbytes, plan.source.name)
+
+
+class _StoppedError(Exception):
+    """Another tensor failed; this one's result is not wanted any more."""
+
+
+__all__ = ["ConversionReport", "convert", "plan_file"]

@@ -1,0 +1,78 @@
+"""Where everything lies in the file: header bytes and tensor offsets, from the plan alone.
+
+gguf-py serializes the header; the offsets follow its rule (each tensor starts at the next multiple of the
+alignment). Knowing them first lets tensors be written in any order, by several threads, at their places.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValue, GGUFWriter
+
+from ..planning.plan import OutputTensor
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """Byte positions of one GGUF file.
+
+    Attributes:
+        header: everything before the tensor data, padded to the alignment.
+        offsets: absolute position of each tensor by name.
+        total_bytes: size of the complete file.
+    """
+
+    header: bytes
+    offsets: Mapping[str, int]
+    total_bytes: int
+
+
+def build_layout(
+    architecture: str, metadata: Mapping[str, GGUFValue], outputs: Sequence[OutputTensor]
+) -> FileLayout:
+    """Lay out a file.
+
+    Args:
+        architecture: ``general.architecture``.
+        metadata: all key-value pairs, in file order.
+        outputs: all tensors, in file order; names are unique.
+    """
+    header = _padded(_serialize_header(architecture, metadata, outputs))
+    offsets = {}
+    position = len(header)
+    for tensor in outputs:
+        offsets[tensor.name] = position
+        position += _aligned(tensor.nbytes)
+    return FileLayout(header, offsets, position)
+
+
+def _serialize_header(
+    architecture: str, metadata: Mapping[str, GGUFValue], outputs: Sequence[OutputTensor]
+) -> bytes:
+    writer = GGUFWriter(None, architecture)
+    writer.kv_data[0] = dict(metadata)
+    for tensor in outputs:
+        writer.add_tensor_info(
+            tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.qtype
+        )
+    # gguf-py writes to paths only
+    with tempfile.TemporaryDirectory(prefix="gguf-splitquant-") as folder:
+        path = Path(folder) / "header"
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        return path.read_bytes()
+
+
+def _aligned(size: int) -> int:
+    return -(-size // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(_aligned(len(data)) - len(data))

@@ -1,0 +1,68 @@
+"""The metadata that our files carry beyond the model's own (``splitquant.*``).
+
+A split file says how it was made (the recipe as JSON), by what, how many parameters the float model has
+(llama.cpp counts the sub-layers too), and how far each split weight is from its original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGUFValue, GGUFValueType, Keys
+
+from .. import __version__
+from ..planning.plan import Plan
+from ..sources.model import SourceModel
+
+FORMAT_VERSION = 1
+
+KEY_VERSION = "splitquant.version"
+KEY_LAYOUT = "splitquant.layout"
+KEY_RECIPE = "splitquant.recipe"
+KEY_PARAMETER_COUNT = "splitquant.parameter_count"
+KEY_SPLIT_TENSORS = "splitquant.split_tensors"
+KEY_RELATIVE_ERROR = "splitquant.relative_error"
+KEY_QUANTIZED_BY = Keys.General.QUANTIZED_BY
+
+LAYOUT_VALUE = "value"
+"""``splitquant.layout`` of a value split: sub-layers of the full shape, outputs summed."""
+
+
+def file_metadata(
+    model: SourceModel, plan: Plan, relative_errors: Mapping[str, float]
+) -> dict[str, GGUFValue]:
+    """All key-value pairs of the file.
+
+    A file in the float layout gets exactly what llama.cpp's converter writes.
+
+    Args:
+        model: the source.
+        plan: its plan.
+        relative_errors: per split weight, sum((w - decoded)**2) / sum(w**2). The keys may be filled in
+            later: the header's size does not depend on the figures.
+    """
+    pairs = dict(model.metadata)
+    pairs[Keys.General.FILE_TYPE] = _u32(int(plan.file_type))
+    pairs[Keys.General.QUANTIZATION_VERSION] = _u32(GGML_QUANT_VERSION)
+    if plan.recipe.layout == "float":
+        return pairs
+    split = [t.source.name for t in plan.tensors if t.split]
+    pairs[KEY_QUANTIZED_BY] = _string(f"gguf-splitquant {__version__}")
+    pairs[KEY_VERSION] = _u32(FORMAT_VERSION)
+    pairs[KEY_LAYOUT] = _string(LAYOUT_VALUE)
+    pairs[KEY_RECIPE] = _string(plan.recipe.to_json())
+    pairs[KEY_PARAMETER_COUNT] = GGUFValue(model.n_params, GGUFValueType.UINT64)
+    if split:
+        errors = [float(np.float32(relative_errors.get(name, 0.0))) for name in split]
+        pairs[KEY_SPLIT_TENSORS] = GGUFValue(split, GGUFValueType.ARRAY, GGUFValueType.STRING)
+        pairs[KEY_RELATIVE_ERROR] = GGUFValue(errors, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
+    return pairs
+
+
+def _u32(value: int) -> GGUFValue:
+    return GGUFValue(value, GGUFValueType.UINT32)
+
+
+def _string(value: str) -> GGUFValue:
+    return GGUFValue(value, GGUFValueType.STRING)
