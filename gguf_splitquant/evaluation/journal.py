@@ -1,0 +1,104 @@
+"""Finished items of an evaluation, on disk as they come, so that an interruption loses one item at most.
+
+A journal is a file of JSON lines: a head that says what was measured on what, then one line per item. It is
+named by a digest of its head, so other settings, another version or a changed model never meet old records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from ..errors import EvaluationError, OutputError
+
+if TYPE_CHECKING:
+    from .base import Evaluation, Record
+
+
+class Journal:
+    """The records of one model in one evaluation, by key. See :meth:`open`."""
+
+    def __init__(self, path: Path, head: dict[str, Any], records: dict[str, Record], file: IO[str]) -> None:
+        self.path = path
+        self.head = head
+        self.records = records
+        self._file = file
+
+    @classmethod
+    def open(cls, folder: Path, evaluation: Evaluation, model: Path, *, resume: bool) -> Journal:
+        """The journal of ``evaluation`` on ``model`` in ``folder``; empty unless ``resume``.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+            EvaluationError: the journal to resume is damaged (other than by an interruption).
+        """
+        head = {
+            "evaluation": evaluation.name,
+            "version": evaluation.version,
+            "settings": evaluation.settings(),
+            "model": model_identity(model),
+        }
+        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()[:12]
+        path = folder / f"{evaluation.name}-{model.stem}-{digest}.jsonl"
+        records = _read(path, head) if resume and path.exists() else {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # rewritten rather than appended to: an interruption may have left half a line at the end
+            file = path.open("w", encoding="utf-8")
+            journal = cls(path, head, {}, file)
+            journal._write(head)
+            for key, record in records.items():
+                journal.add(key, record)
+        except OSError as error:
+            raise OutputError(
+                path, f"cannot be written: {error.strerror}", "choose another folder"
+            ) from error
+        return journal
+
+    def add(self, key: str, record: Record) -> None:
+        """Keep one finished item, on disk before this returns."""
+        self.records[key] = record
+        self._write({"key": key, "record": record})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; the records stay."""
+        self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def model_identity(model: Path) -> dict[str, Any]:
+    """What tells a model file from another one without reading gigabytes: place, size, time of change."""
+    status = model.stat()
+    return {"file": str(model.resolve()), "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+
+
+def _read(path: Path, head: dict[str, Any]) -> dict[str, Record]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # every complete line ends in a newline, so the last element is empty or the half of a line
+    complete = lines[:-1]
+    records: dict[str, Record] = {}
+    try:
+        if complete and json.loads(complete[0]) != head:
+            raise ValueError("another head")
+        for line in complete[1:]:
+            entry = json.loads(line)
+            records[entry["key"]] = entry["record"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            path, f"not a journal of this evaluation ({error})", "delete it, or run without --resume"
+        ) from error
+    return records
