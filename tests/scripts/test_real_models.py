@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -18,8 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from gguf_splitquant.errors import CheckpointError, SplitQuantError
-from scripts import real_models
-from scripts.real_models import Shape, rotary_halves, scramble
+from scripts import hf_layout, real_models
+from scripts.hf_layout import Shape, rotary_halves, scramble
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def test_scrambling_moves_every_block_and_keeps_every_value() -> None:
 def test_smollm2_weights_are_the_package_dequantized(package_gguf: GGUFReader, scrambled: bool) -> None:
     folder = real_models.smollm2(scrambled=scrambled)
     names = {"token_embd": "model.embed_tokens", "blk.7.attn_q": "model.layers.7.self_attn.q_proj"}
-    names |= {f"blk.29.{kind}": f"model.layers.29.{hf}" for kind, hf in real_models._FROM_GGUF.items()}
+    names |= {f"blk.29.{kind}": f"model.layers.29.{hf}" for kind, hf in hf_layout._FROM_GGUF.items()}
     with safe_open(folder / "model.safetensors", "numpy") as weights:
         assert len(list(weights.keys())) == len(package_gguf.tensors)
         for tensor in package_gguf.tensors:
