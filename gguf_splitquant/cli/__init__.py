@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gguf-splitquant",
-        description="Hugging Face checkpoint to split-quantized GGUF for llama.cpp: on a CPU, without a data set.",
+        description="Hugging Face checkpoint to split-quantized GGUF for llama.cpp, on a CPU.",
     )
     parser.add_argument("--version", action="version", version=f"gguf-splitquant {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=sorted(RECIPES),
         default="paper",
-        help="paper: SplitQuantV2, k = 3, INT4, one scale per sub-layer (default); plain: its baseline, k = 1",
+        help="paper: SplitQuantV2, k = 3, INT4, a scale per sub-layer (default); plain: its baseline, k = 1",
     )
     parser.add_argument("-k", type=int, metavar="K", help=f"value clusters per linear layer, 1 to {MAX_K}")
     parser.add_argument(

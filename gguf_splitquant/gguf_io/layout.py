@@ -16,6 +16,8 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValue, GGUFWriter
 
 from ..planning.plan import OutputTensor
 
+_ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
+
 
 @dataclass(frozen=True)
 class FileLayout:
@@ -71,7 +73,7 @@ def _serialize_header(
 
 
 def _aligned(size: int) -> int:
-    return -(-size // GGUF_DEFAULT_ALIGNMENT) * GGUF_DEFAULT_ALIGNMENT
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _padded(data: bytes) -> bytes:

@@ -78,7 +78,7 @@ def fit_grid(low: _F32, high: _F32, bits: int, *, scale_bits: int = 11) -> Linea
 
 def _round_scale(scale: NDArray[np.float64], bits: int | NDArray[Any]) -> _F32:
     """Round to ``bits`` significant bits within f16's range; nonzero scales stay nonzero."""
-    mantissa, exponent = np.frexp(scale)
+    exponent = np.frexp(scale)[1]
     step = np.ldexp(1.0, exponent - bits)
     rounded = np.rint(scale / np.maximum(step, _F16_STEP)) * np.maximum(step, _F16_STEP)
     rounded = np.where((scale > 0) & (rounded == 0), _F16_STEP, rounded)

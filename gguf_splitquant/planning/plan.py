@@ -165,7 +165,7 @@ def _plan_split(tensor: SourceTensor, role: Role, recipe: Recipe) -> tuple[Tenso
 
 
 def stored_as_f32(tensor: SourceTensor) -> bool:
-    """Tensors that every GGUF stores as F32, as ``prepare_tensors`` in llama.cpp's conversion/base.py does."""
+    """What every GGUF stores as F32: the rule of ``prepare_tensors`` in llama.cpp's conversion/base.py."""
     return (
         len(tensor.shape) < 2
         or tensor.force_f32
