@@ -1,0 +1,96 @@
+"""A Hugging Face checkpoint as a :class:`~gguf_splitquant.sources.model.SourceModel`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gguf
+import yaml
+from gguf import GGUFValue
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, open_checkpoint
+from .config import read_json_if_there
+from .families import FAMILIES, family_class
+from .model import SourceModel, SourceTensor
+
+
+def read_checkpoint(folder: Path, pre_tokenizer: str | None = None) -> SourceModel:
+    """Open a checkpoint; see :func:`gguf_splitquant.sources.open_model`."""
+    checkpoint = open_checkpoint(folder, FAMILIES)
+    family = family_class(checkpoint.architecture)(checkpoint)
+    tensors = tuple(family.tensors())
+    # without a path the writer only collects what it is given
+    writer = gguf.GGUFWriter(None, gguf.MODEL_ARCH_NAMES[family.arch])
+    writer.add_type(gguf.GGUFType.MODEL)
+    _add_general(writer, checkpoint, tensors)
+    family.add_parameters(writer)
+    family.add_tokenizer(writer, pre_tokenizer)
+    metadata: dict[str, GGUFValue] = dict(writer.kv_data[0])
+    _check_values(metadata, folder)
+    return SourceModel(
+        architecture=gguf.MODEL_ARCH_NAMES[family.arch],
+        metadata=metadata,
+        tensors=tensors,
+        tied_head=all(tensor.name != "output.weight" for tensor in tensors),
+    )
+
+
+def _add_general(writer: gguf.GGUFWriter, checkpoint: Checkpoint, tensors: tuple[SourceTensor, ...]) -> None:
+    """Name, authors, licence, sampling defaults: from model card, configs and folder name."""
+    for tensor in tensors:
+        writer.add_tensor_info(
+            tensor.name,
+            tensor.shape,
+            tensor.dtype.raw_dtype,
+            0,
+            gguf.GGMLQuantizationType[tensor.dtype.value],
+        )
+    total, shared, experts, n_experts = writer.get_total_parameter_count()
+    # the folder's name stands in for a model name that is given nowhere: "." has none
+    folder = Path(os.path.abspath(checkpoint.folder))  # noqa: PTH100 (resolve() would follow links)
+    try:
+        general = gguf.Metadata.load(None, folder, None, total)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            folder / "README.md",
+            f"the model card's head is not valid YAML ({str(error).splitlines()[0]})",
+            "correct it, or move README.md away",
+        ) from error
+    if general.name is None:
+        general.name = folder.name
+    if general.size_label is None and total > 0:
+        general.size_label = gguf.size_label(total, shared, experts, n_experts)
+    if general.sampling_penalty_repeat is None:
+        # llama.cpp's own gguf-py reads transformers' name of it too, the release on PyPI does not
+        generation = read_json_if_there(folder / "generation_config.json") or {}
+        general.sampling_penalty_repeat = generation.get("repetition_penalty")
+    general.set_gguf_meta_model(writer)
+
+
+def _check_values(metadata: dict[str, GGUFValue], folder: Path) -> None:
+    """Model card and generation config can hold anything: refuse here what a writer could not store."""
+    for key, value in metadata.items():
+        items = value.value if isinstance(value.value, list) else [value.value]
+        item_type = value.sub_type if value.type is gguf.GGUFValueType.ARRAY else value.type
+        if not all(_fits(item, item_type) for item in items):
+            raise CheckpointError(
+                folder,
+                f"{key} would be {str(value.value)[:80]!r}, not a {(item_type or value.type).name.lower()}",
+                "correct it in the model card (README.md), config.json or generation_config.json",
+            )
+
+
+def _fits(value: Any, value_type: gguf.GGUFValueType | None) -> bool:
+    match value_type:
+        case gguf.GGUFValueType.STRING | None:
+            return isinstance(value, (str, bytes, int, float))
+        case gguf.GGUFValueType.FLOAT32:
+            return isinstance(value, (int, float))
+        case gguf.GGUFValueType.UINT32:
+            return isinstance(value, int) and 0 <= value < 2**32
+        case gguf.GGUFValueType.INT32:
+            return isinstance(value, int) and -(2**31) <= value < 2**31
+    return True
