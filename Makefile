@@ -1,0 +1,42 @@
+# Two commands for a fresh machine with Python >= 3.10, a C++ compiler and cmake:
+#   make demo   install into .venv, build the runtime, convert a small real model, compare it with float
+#   make test   install into .venv, build the runtime and the oracles, run all tests
+# Builds and downloads are kept in the user cache (~/.cache/gguf-splitquant), so the second run is quick.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/gguf-splitquant build-runtime
+	$(BIN)/python scripts/demo.py demo
+
+test: $(VENV)/installed-test
+	$(BIN)/gguf-splitquant build-runtime
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/created pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/created pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-lint: $(VENV)/created pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo
