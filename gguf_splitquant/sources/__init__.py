@@ -1,4 +1,7 @@
-"""Reading float models: the way in. What comes out is a :class:`~gguf_splitquant.sources.model.SourceModel`."""
+"""Reading float models: the way in.
+
+What comes out is a :class:`~gguf_splitquant.sources.model.SourceModel`.
+"""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class StoredTensor:
             raise IndexError(f"rows {start} to {stop} of {self.name} {list(self.shape)}")
         rows = np.empty((stop - start, *self.shape[1:]), dtype=self.float_type.raw_dtype)
         row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * rows.itemsize
-        self.file.read_into(memoryview(rows.reshape(-1).view(np.uint8)), self.offset + start * row_bytes)
+        self.file.read_into(rows.reshape(-1).view(np.uint8).data, self.offset + start * row_bytes)
         return rows
 
 
@@ -118,7 +118,11 @@ class SafetensorsFile:
         self._close()
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from byte ``offset`` of the file on. Thread-safe; CheckpointError when it ends early."""
+        """Fill ``buffer`` from byte ``offset`` of the file on. Thread-safe.
+
+        Raises:
+            CheckpointError: the file ends early, or reading fails.
+        """
         if not self._close.alive:
             raise ValueError(f"{self.path} is closed")
         while buffer:

@@ -139,7 +139,7 @@ class Family:
 
     def gguf_name(self, name: str) -> str:
         """GGUF name of a tensor of the layout."""
-        mapped = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
+        mapped: str | None = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         if mapped is None:
             raise LookupError(f"{name} has no GGUF name in architecture {self.arch.name}")
         return mapped

@@ -54,7 +54,7 @@ def decoder_layout(
 
 
 def check_activation(family: Family) -> None:
-    """Raise UnsupportedModelError for an FFN that is not gated by SiLU: llama.cpp's graph has that one only."""
+    """Raise UnsupportedModelError for an FFN not gated by SiLU, the only one in llama.cpp's graph."""
     activation = family.config.get("hidden_act")
     if activation not in (None, "silu", "swish"):
         raise UnsupportedModelError(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gguf
 from gguf import TokenType
 
 from ...errors import TokenizerError
 from ..config import read_json_if_there
+from .loading import LoadedTokenizer, load_tokenizer, load_with_transformers
 from .pre_tokenizer import PreTokenizers
 from .special import read_special_tokens
 from .token_types import looks_special, plain_spaces
-from .transformers_tokenizer import load_tokenizer
 
 
 def add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None = None) -> None:
@@ -43,42 +42,43 @@ def add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: 
     if pre_tokenizer is not None:
         known.check_name(pre_tokenizer)
     tokenizer = load_tokenizer(folder)
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    largest = max(vocabulary.values(), default=-1)
+    largest = max(tokenizer.ids.values(), default=-1)
     if largest >= n_vocab:
         raise TokenizerError(
             path,
             f"has a token id {largest}, the embedding {n_vocab} rows",
             "download config and tokenizer again",
         )
-    if pre_tokenizer is None:
-        pre_tokenizer = known.detect(tokenizer.encode(known.check_text), description, path)
-    tokens, types = _tokens(tokenizer, vocabulary, n_vocab)
+    name = pre_tokenizer or known.name_of(tokenizer.encode(known.check_text, True))
+    if name is None:
+        # some tokenizer classes add BOS, whatever tokenizer.json says; the known hash is theirs then
+        tokenizer = load_with_transformers(folder)
+        name = known.name_of(tokenizer.encode(known.check_text, True))
+    if name is None:
+        raise known.unknown(path, description)
+    tokens, types = _tokens(tokenizer, n_vocab)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer)
+    writer.add_tokenizer_pre(name)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     read_special_tokens(folder, merges=True).add_to(writer)
 
 
-def _tokens(tokenizer: Any, vocabulary: dict[str, int], n_vocab: int) -> tuple[list[str], list[TokenType]]:
-    text_of = {token: text for text, token in vocabulary.items()}
-    added = tokenizer.get_added_vocab()
-    added_by_id = tokenizer.added_tokens_decoder
+def _tokens(tokenizer: LoadedTokenizer, n_vocab: int) -> tuple[list[str], list[TokenType]]:
+    text_of = {token: text for text, token in tokenizer.ids.items()}
     tokens: list[str] = []
     types: list[TokenType] = []
     for token in range(n_vocab):
         text = text_of.get(token)
-        if text is None:
-            tokens.append(f"[PAD{token}]")
-            types.append(TokenType.UNUSED)
-            continue
+        added = tokenizer.added.get(token)
         kind = TokenType.NORMAL
-        if text in added:
-            if not added_by_id[token].normalized:
+        if text is None:
+            text, kind = f"[PAD{token}]", TokenType.UNUSED
+        elif added is not None:
+            if not added.normalized:
                 # llama.cpp takes these as already normalized
-                text = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
-            if added_by_id[token].special or looks_special(text):
+                text = tokenizer.decode(tokenizer.encode(text, False))
+            if added.special or looks_special(text):
                 kind = TokenType.CONTROL
             else:
                 text, kind = plain_spaces(text), TokenType.USER_DEFINED

@@ -9,8 +9,8 @@ import gguf
 from gguf import TokenType
 
 from ...errors import TokenizerError
+from .loading import auto_tokenizer
 from .special import read_special_tokens
-from .transformers_tokenizer import load_tokenizer
 
 # tokenizer.json has no scores; llama.cpp's converter writes the same for all
 _SCORE = -1000.0
@@ -27,7 +27,7 @@ def add_llama_hf(writer: gguf.GGUFWriter, folder: Path, n_vocab: int) -> None:
     Raises:
         TokenizerError: damaged, or with other ids than 0 to the number of tokens.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = auto_tokenizer(folder)
     n_base = int(tokenizer.vocab_size)
     text_of = {token: text for text, token in tokenizer.get_vocab().items()}
     ids = [

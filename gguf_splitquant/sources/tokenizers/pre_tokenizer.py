@@ -61,43 +61,40 @@ class PreTokenizers:
                 f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(self.names)}",
             )
 
-    def detect(self, tokens: Sequence[int], description: Mapping[str, Any], path: Path) -> str:
-        """The name for a tokenizer.
+    def name_of(self, tokens: Sequence[int]) -> str | None:
+        """The name for a tokenizer that makes these tokens of :attr:`check_text`; None for an unknown one."""
+        return self.hashes.get(hashlib.sha256(str(list(tokens)).encode()).hexdigest())
+
+    def unknown(self, path: Path, description: Mapping[str, Any]) -> TokenizerError:
+        """The error for an unknown one: the nearest by its patterns, and the override.
 
         Args:
-            tokens: of :attr:`check_text`.
-            description: its tokenizer.json, for a suggestion where the hash is not known.
-            path: of that file, for the error message.
-
-        Raises:
-            TokenizerError: the hash is not known; names the nearest and the override.
+            path: of tokenizer.json.
+            description: its content.
         """
-        digest = hashlib.sha256(str(list(tokens)).encode()).hexdigest()
-        name = self.hashes.get(digest)
-        if name is not None:
-            return name
         nearest = self.nearest(description)
-        suggestion = f"closest by its patterns: {' or '.join(nearest)}. " if nearest else ""
-        raise TokenizerError(
+        example = f", such as --pre {nearest[0]}" if nearest else ""
+        others = f" (closest by its patterns: {', '.join(nearest)})" if nearest else ""
+        return TokenizerError(
             path,
-            f"pre-tokenizer not recognized (hash {digest[:16]})",
-            f"{suggestion}Name the one of the model that this tokenizer comes from with --pre NAME"
-            + (f", such as --pre {nearest[0]}" if nearest else ""),
+            f"pre-tokenizer not recognized{others}",
+            f"name that of the model which the tokenizer comes from with --pre NAME{example}",
         )
 
     def nearest(self, description: Mapping[str, Any]) -> list[str]:
-        """Names whose patterns are most like those in a tokenizer.json: up to three, none if it has none."""
+        """Names whose patterns are most like those in a tokenizer.json: up to five, none if it has none."""
         wanted = "\n".join(_patterns(description.get("pre_tokenizer")))
         if not wanted:
             return []
-        # names that a converter can find first: the others are aliases
-        by_hash = set(self.hashes.values())
-        best, best_names = 0.0, []
-        for names, patterns in self.engine:
-            ratio = difflib.SequenceMatcher(None, wanted, "\n".join(patterns), autojunk=False).ratio()
-            if ratio > best:
-                best, best_names = ratio, sorted(names, key=lambda name: name not in by_hash)
-        return best_names[:3]
+        ratios = [
+            (difflib.SequenceMatcher(None, wanted, "\n".join(patterns), autojunk=False).ratio(), names)
+            for names, patterns in self.engine
+        ]
+        best = max(ratio for ratio, _ in ratios)
+        nearest = [name for ratio, names in ratios if ratio == best for name in names]
+        # the converter writes those that have a hash; the others are the engine's aliases
+        written = set(self.hashes.values())
+        return sorted(nearest, key=lambda name: name not in written)[:5]
 
 
 def _patterns(node: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _CONTROL_TOKENS = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
-_CONTROL_BRACKETS = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+_CONTROL_BRACKETS = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))  # \uff5c: DeepSeek's wide bar
 
 
 def looks_special(token: str) -> bool:
