@@ -2,7 +2,8 @@
 
 Importing transformers takes seconds, and hundreds of megabytes where torch is installed; tokenizers takes
 neither. transformers is asked where the files need its knowledge: tokens that only tokenizer_config.json
-lists, old checkpoints without tokenizer.json, tokenizer classes that add BOS by themselves.
+lists, old checkpoints without tokenizer.json, tokenizer classes that add BOS by themselves. What it would
+invent, default tokens of a class that this vocabulary does not have, stays out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,176 @@
+"""Writes the checkpoints of cases.py with transformers, and converts them with llama.cpp's own converter.
+
+A process of its own, for two reasons: the converter brings its own gguf-py, and importing torch once is slow
+enough.
+
+    python -m tests.sources.official_run CONVERT_HF_TO_GGUF.PY FOLDER [NAME=EXISTING_CHECKPOINT ...]
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from tests.sources.cases import CASES, SIZES, Case
+
+TEXT = ["the quick brown fox jumps over the lazy dog, 1234 times; it's what they've done", "hello world"] * 20
+# <|endoftext|>: where it is missing, transformers' Qwen2 class invents it, with an id of its own
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|endoftext|>"]
+
+
+def write_checkpoint(case: Case, folder: Path) -> None:
+    """Random weights, a trained tokenizer, the other files."""
+    import torch
+    import transformers
+
+    torch.manual_seed(len(folder.name))
+    config_class = getattr(transformers, case.architecture.replace("ForCausalLM", "Config"))
+    config = config_class(**{**SIZES, **case.config})
+    model = getattr(transformers, case.architecture)(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard_size)
+    edited = json.loads((folder / "config.json").read_text())
+    edited.update(case.config_edits)
+    edited = {
+        name: value for name, value in edited.items() if name not in case.config_edits or value is not None
+    }
+    (folder / "config.json").write_text(json.dumps(edited))
+    {"bpe": write_bpe, "sentencepiece": write_sentencepiece, "llama_hf": write_llama_hf}[case.tokenizer](
+        case, folder
+    )
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **case.tokenizer_config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name, text in case.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def write_bpe(case: Case, folder: Path) -> None:
+    """Byte-level BPE of 300 tokens, with added tokens beyond them and a gap up to the vocabulary's size."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(ignore_merges=case.pre == "llama-bpe"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        TEXT, trainers.BpeTrainer(vocab_size=300, special_tokens=SPECIAL, initial_alphabet=sorted(alphabet))
+    )
+    tokenizer.add_tokens(
+        [AddedToken("<|tool|>", normalized=False), AddedToken("plain added", normalized=True)]
+    )
+    tokenizer.add_tokens([AddedToken("with\u2581mark", normalized=False)])
+    level = processors.ByteLevel(trim_offsets=False)
+    if case.post_processor == "template":
+        template = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+        )
+        tokenizer.post_processor = processors.Sequence([level, template])
+    elif case.post_processor == "byte_level":
+        tokenizer.post_processor = level
+    elif case.post_processor == "roberta":
+        tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_sentencepiece(_case: Case, folder: Path) -> None:
+    """A SentencePiece BPE model of 300 pieces with byte fallback."""
+    import sentencepiece
+
+    with (folder / "tokenizer.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXT),
+            model_writer=file,
+            vocab_size=300,
+            model_type="bpe",
+            byte_fallback=True,
+            hard_vocab_limit=False,
+            control_symbols=["<ctl>"],
+            user_defined_symbols=["<user>"],
+            minloglevel=2,
+        )
+
+
+def write_llama_hf(_case: Case, folder: Path) -> None:
+    """A SentencePiece model as tokenizer.json: byte tokens, byte fallback."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    tokens = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        "a",
+        "b",
+        "ab",
+        "c",
+    ]
+    model = models.BPE(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[("a", "b")],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("<0xFFF>", normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def write_with_tokenizer_of(source: Path, folder: Path) -> None:
+    """A tiny Llama with the tokenizer (and the vocabulary's size) of a real checkpoint."""
+    vocab_size = json.loads((source / "config.json").read_text())["vocab_size"]
+    case = Case("LlamaForCausalLM", "bfloat16", "bpe", config={"vocab_size": vocab_size, "hidden_size": 8})
+    write_checkpoint(case, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "generation_config.json"):
+        (folder / name).unlink(missing_ok=True)
+        if (source / name).is_file():
+            shutil.copy(source / name, folder / name)
+
+
+def main(converter: Path, folder: Path, *existing: str) -> None:
+    """Write and convert all: FOLDER/NAME is the checkpoint, FOLDER/NAME.OUTTYPE.gguf the file."""
+    sys.path.insert(0, str(converter.parent))
+    # first on the path before anything imports gguf: the converter's own
+    sys.path.insert(0, str(converter.parent / "gguf-py"))
+    import convert_hf_to_gguf
+    from conversion.base import TextModel
+
+    detect = TextModel.get_vocab_base_pre
+
+    def convert(name: str, outtypes: tuple[str, ...], pre: str | None) -> None:
+        TextModel.get_vocab_base_pre = (lambda _self, _tokenizer: pre) if pre else detect
+        for outtype in outtypes:
+            out = folder / f"{name}.{outtype}.gguf"
+            sys.argv = [
+                "convert_hf_to_gguf.py",
+                str(folder / name),
+                "--outtype",
+                outtype,
+                "--outfile",
+                str(out),
+            ]
+            convert_hf_to_gguf.main()
+
+    for name, case in CASES.items():
+        write_checkpoint(case, folder / name)
+        convert(name, case.outtypes, case.pre)
+    for argument in existing:
+        name, _, source = argument.partition("=")
+        write_with_tokenizer_of(Path(source), folder / name)
+        convert(name, ("bf16",), None)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
