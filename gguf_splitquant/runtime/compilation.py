@@ -45,7 +45,7 @@ def compile_llama_cpp(spec: BuildSpec, source: Path, build: Path, log_path: Path
         configure += ["-G", "Ninja"]
     targets = ["llama", *(TOOLS if spec.tools else ())]
     compile_ = [cmake, "--build", str(build), "--parallel", str(_cores()), "--target", *targets]
-    with log_path.open("w", encoding="utf-8") as log:
+    with log_path.open("w", encoding="utf-8", buffering=1) as log:
         _run(configure, env, log, None)
         _run(compile_, env, log, progress)
     return build / "bin"
@@ -69,7 +69,6 @@ def check_library(library: Path, log_path: Path) -> None:
 
 def _run(command: list[str], env: dict[str, str], log: TextIO, progress: Progress | None) -> None:
     log.write(f"$ {' '.join(command)}\n")
-    log.flush()
     done, total = 0, 0
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
@@ -88,7 +87,6 @@ def _run(command: list[str], env: dict[str, str], log: TextIO, progress: Progres
             done = now
     if progress is not None and total:
         progress.finish()
-    log.flush()
     if process.returncode:
         raise BuildError("llama.cpp", _reason(Path(log.name)), f"see {log.name}")
 

@@ -59,10 +59,10 @@ def is_patched(llama_cpp: ModuleType) -> bool:
     return hasattr(llama_cpp.llama_cpp._lib, _MARKER)
 
 
-def find_library() -> Path | None:
-    """The folder of the newest patched library in the user cache that this version built and that runs on
-    this processor; None where there is none."""
-    usable = (b for b in builds() if b.spec.patched and b.is_current() and b.runs_here())
+def find_library(*, patched: bool = True) -> Path | None:
+    """The folder of the newest library in the user cache that this version built and that runs on this
+    processor; None where there is none. ``patched=False`` asks for the stock one (``--stock``)."""
+    usable = (b for b in builds() if b.spec.patched == patched and b.is_current() and b.runs_here())
     newest = next(usable, None)
     return newest.lib_dir if newest else None
 

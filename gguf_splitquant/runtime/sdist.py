@@ -5,7 +5,6 @@ It brings the Python binding and, vendored, the llama.cpp revision that the patc
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from ..errors import BuildError
+from ..pypi import check_sha256
 
 VERSION = "0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
@@ -27,7 +27,7 @@ def fetch_sdist(folder: Path) -> Path:
     """The source archive in ``folder``, downloaded with pip where it is not there yet (73 MB).
 
     Raises:
-        BuildError: pip cannot get it, or what it got is not the pinned archive.
+        SplitQuantError: pip cannot get it, or what it got is not the pinned archive.
     """
     path = folder / _NAME
     if path.is_file():
@@ -43,24 +43,13 @@ def fetch_sdist(folder: Path) -> Path:
 
 
 def verify_sdist(path: Path) -> Path:
-    """``path``, if its SHA-256 is the pinned one.
+    """``path``, if it is the pinned archive.
 
     Raises:
-        BuildError: it is not, or the file cannot be read.
+        SplitQuantError: its SHA-256 is another.
+        OSError: it cannot be read.
     """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise BuildError(path, f"cannot be read: {error.strerror}") from error
-    if digest.hexdigest() != SDIST_SHA256:
-        raise BuildError(
-            path,
-            f"SHA-256 is {digest.hexdigest()}, not the pinned {SDIST_SHA256}",
-            "delete it and check the package index that pip uses",
-        )
+    check_sha256(path, SDIST_SHA256)
     return path
 
 
