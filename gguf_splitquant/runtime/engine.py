@@ -21,15 +21,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import EngineError
+from ..errors import EngineError, GGUFError
+from ..gguf_io.header import read_header
+from ..gguf_io.metadata import KEY_VERSION
 from .engine_log import EngineLog, captured
-from .library import load_llama_cpp
+from .library import BUILD_COMMAND, is_patched, load_llama_cpp
 from .threads import default_threads
 
 KVType = Literal["f16", "f32"]
-
-_UNPATCHED = "wrong number of tensors"
-"""llama.cpp's words (llama_model_loader::done_getting_tensors) for tensors that it has no use for."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ class LogitSlab(NamedTuple):
     Attributes:
         start: position of the first row.
         logits: float32, shape ``(rows, vocabulary)``; row ``i`` predicts the token at ``start + i + 1``.
-            A view into llama.cpp's buffer: valid until the next call of the engine.
     """
 
     start: int
@@ -103,7 +101,7 @@ class Engine:
             if not self.options.vocabulary_only:
                 self._context = self._open_context()
                 self._memory = self._lib.llama_get_memory(self._context)
-                self._batch = _Batch(self._lib, self.options.n_batch)
+                self._batch = _Batch(self._lib, self.n_batch)
 
     # -- opening and closing ---------------------------------------------------------------------------
 
@@ -118,14 +116,14 @@ class Engine:
         if model:
             return model
         reason = self._log.reason()
-        if _UNPATCHED in reason and _is_split_file(self.path):
+        if not is_patched(lib) and _is_split_file(self.path):
             override = os.environ.get("LLAMA_CPP_LIB_PATH")
             raise EngineError(
                 self.path,
                 "has split tensors, which the llama.cpp "
                 + (f"that LLAMA_CPP_LIB_PATH names ({override})" if override else "in use")
                 + f" does not know ({reason})",
-                "run `gguf-splitquant build-runtime`" + (" and unset LLAMA_CPP_LIB_PATH" if override else ""),
+                f"run `{BUILD_COMMAND}`" + (" and unset LLAMA_CPP_LIB_PATH" if override else ""),
             )
         raise EngineError(self.path, f"llama.cpp cannot load it: {reason or 'it does not say why'}")
 
@@ -185,8 +183,13 @@ class Engine:
 
     @property
     def n_ctx(self) -> int:
-        """Cells of the KV cache."""
+        """Cells of the KV cache: as in the options, rounded up to a multiple of 256."""
         return int(self._lib.llama_n_ctx(self._context))
+
+    @property
+    def n_batch(self) -> int:
+        """Most tokens per :meth:`decode`: as in the options, but never more than the context asked for."""
+        return int(self._lib.llama_n_batch(self._context))
 
     @property
     def n_ctx_train(self) -> int:
@@ -265,14 +268,13 @@ class Engine:
         """Run tokens through the model, into the KV cache (``llama_decode``).
 
         Args:
-            tokens: 1-D, at most ``options.n_batch``.
+            tokens: 1-D, at most :attr:`n_batch`.
             positions: position of each in its sequence (or one for all).
             sequences: sequence of each, below ``options.n_sequences`` (or one for all).
             outputs: whether its logits are wanted (or one for all).
 
         Returns:
-            float32, shape ``(number of true outputs, vocabulary)``: a view into llama.cpp's buffer, in the
-            order of the tokens, valid until the next call.
+            float32, shape ``(number of true outputs, vocabulary)``, in the order of the tokens.
 
         Raises:
             EngineError: the KV cache is full, or llama.cpp refused the batch.
@@ -291,7 +293,8 @@ class Engine:
             return np.empty((0, self.n_vocab), dtype=np.float32)
         pointer = self._lib.llama_get_logits(self._context)
         logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(n_outputs, self.n_vocab))
-        return logits
+        # llama.cpp's buffer goes with the context; a copy costs a hundredth of the computation
+        return logits.copy()
 
     def clear(self) -> None:
         """Empty the KV cache."""
@@ -317,8 +320,8 @@ class Engine:
         """
         ids = np.asarray(tokens, dtype=np.int32)
         self.clear()
-        for start in range(0, len(ids), self.options.n_batch):
-            stop = min(start + self.options.n_batch, len(ids))
+        for start in range(0, len(ids), self.n_batch):
+            stop = min(start + self.n_batch, len(ids))
             positions = np.arange(start, stop)
             rows = self.decode(ids[start:stop], positions, 0, positions >= first)
             if len(rows):
@@ -405,10 +408,7 @@ class _Batch:
 
 
 def _is_split_file(path: Path) -> bool:
-    """The file was written by this package (only asked after a failure: reading it all takes a second)."""
-    from gguf import GGUFReader
-
     try:
-        return any(key.startswith("splitquant.") for key in GGUFReader(path).fields)
-    except (OSError, ValueError):
+        return KEY_VERSION in read_header(path).metadata
+    except GGUFError:
         return False

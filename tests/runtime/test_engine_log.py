@@ -18,7 +18,7 @@ INFO, WARN, ERROR, CONTINUED = 2, 3, 4, 5
                 (ERROR, "gguf_init_from_reader: invalid magic characters: 'root', expected 'GGUF'\n"),
                 (
                     ERROR,
-                    "llama_model_load: error loading model: llama_model_loader: failed to load model from x\n",
+                    "llama_model_load: error loading model: loader: failed to load model from x\n",
                 ),
                 (ERROR, "llama_model_load_from_file_impl: failed to load model\n"),
             ],
