@@ -15,6 +15,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/gguf-splitquant build-runtime
+	$(BIN)/gguf-splitquant build-runtime --stock --with-tools
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed-lint

@@ -27,7 +27,9 @@ import numpy as np
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gguf_splitquant.runtime.build import build_runtime, source_tree
+from gguf_splitquant.runtime.build import build_runtime
+from gguf_splitquant.runtime.builds import BuildSpec
+from gguf_splitquant.runtime.sdist import extract_llama_cpp, fetch_sdist
 from scripts.real_models import stories15m
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,8 +129,10 @@ def bench(rounds: int, recipes: list[str], folder: Path) -> None:
     checkpoint, log = folder / "llama-3.2-1b-shape", folder / "log"
     if not checkpoint.is_dir():
         write_checkpoint(checkpoint)
-    converter = source_tree() / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"
-    quantizer = build_runtime(patched=False, tools=True).directory / "llama-quantize"
+    sources = folder / "llama.cpp"
+    if not sources.is_dir():
+        extract_llama_cpp(fetch_sdist(folder), sources)
+    quantizer = build_runtime(BuildSpec(patched=False, tools=True)).build.lib_dir / "llama-quantize"
     ours: dict[str, list[Run]] = {recipe: [] for recipe in recipes}
     to_float: list[Run] = []
     to_q4: list[Run] = []
@@ -144,7 +148,7 @@ def bench(rounds: int, recipes: list[str], folder: Path) -> None:
         wide, narrow = folder / "peer-bf16.gguf", folder / "peer-q4_0.gguf"
         to_float.append(
             measure(
-                [sys.executable, str(converter), str(checkpoint), "--outtype", "bf16", "--outfile", str(wide)], log
+                [sys.executable, str(sources / "convert_hf_to_gguf.py"), str(checkpoint), "--outtype", "bf16", "--outfile", str(wide)], log
             )
         )
         to_q4.append(measure([str(quantizer), str(wide), str(narrow), "Q4_0", str(os.cpu_count())], log))

