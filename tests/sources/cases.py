@@ -129,6 +129,10 @@ CASES = {
         },
         outtypes=("f32", "f16", "bf16"),
     ),
+    # roles of tokens that only transformers' class knows
+    "llama-unnamed-tokens": Case(
+        "LlamaForCausalLM", "float16", "llama_hf", tokenizer_config={"tokenizer_class": "LlamaTokenizer"}
+    ),
     "qwen2-tied": Case(
         "Qwen2ForCausalLM",
         "bfloat16",

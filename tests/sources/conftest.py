@@ -11,21 +11,14 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def converter(request: pytest.FixtureRequest) -> Path:
-    """llama.cpp's convert_hf_to_gguf.py; ``$LLAMA_CPP_CONVERTER`` names another checkout's."""
-    other = os.environ.get("LLAMA_CPP_CONVERTER")
-    return Path(other) if other else request.getfixturevalue("official_converter")
-
-
-@pytest.fixture(scope="session")
 def official_files(
-    converter: Path, smollm2: Path, stories15m: Path, tmp_path_factory: pytest.TempPathFactory
+    official_converter: Path, smollm2: Path, stories15m: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Folder with every checkpoint ``NAME`` and the official ``NAME.OUTTYPE.gguf``."""
     folder = tmp_path_factory.mktemp("official")
     existing = [f"real-tokenizer-smollm2={smollm2}", f"real-tokenizer-stories={stories15m}"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.sources.official_run", str(converter), str(folder), *existing],
+        [sys.executable, "-m", "tests.sources.official_run", str(official_converter), str(folder), *existing],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,

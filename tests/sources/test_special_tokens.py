@@ -71,10 +71,10 @@ configs = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def official_gguf(converter: Path) -> ModuleType:
+def official_gguf(official_converter: Path) -> ModuleType:
     """The gguf-py that llama.cpp brings along, under another name beside PyPI's."""
     package = ModuleType("official_gguf")
-    package.__path__ = [str(converter.parent / "gguf-py/gguf")]
+    package.__path__ = [str(official_converter.parent / "gguf-py/gguf")]
     sys.modules["official_gguf"] = package
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     package.SpecialVocab = importlib.import_module("official_gguf.vocab").SpecialVocab

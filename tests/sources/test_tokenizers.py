@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gguf_splitquant.errors import TokenizerError
 from gguf_splitquant.sources.tokenizers import add_llama_tokenizer, add_qwen2_tokenizer
+from gguf_splitquant.sources.tokenizers.bpe import detect_pre_tokenizer
 from gguf_splitquant.sources.tokenizers.loading import load_tokenizer, load_with_transformers
 from gguf_splitquant.sources.tokenizers.pre_tokenizer import PreTokenizers
 from scripts.update_pre_tokenizers import TABLE, read_engine, read_hashes
@@ -56,10 +58,12 @@ def refused(
 
 
 @pytest.mark.oracle
-def test_table_is_what_the_script_makes_of_the_pinned_sources(converter: Path) -> None:
+def test_table_is_what_the_script_makes_of_the_pinned_sources(official_converter: Path) -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    assert (table["check_text"], table["hashes"]) == read_hashes(converter.parent / "conversion/base.py")
-    assert table["engine"] == read_engine(converter.parent / "src/llama-vocab.cpp")
+    assert (table["check_text"], table["hashes"]) == read_hashes(
+        official_converter.parent / "conversion/base.py"
+    )
+    assert table["engine"] == read_engine(official_converter.parent / "src/llama-vocab.cpp")
 
 
 def test_table_knows_the_common_ones() -> None:
@@ -91,6 +95,24 @@ def test_unknown_hash_names_the_nearest(tmp_path: Path, pre_tokenizer: Any, near
     write_bpe(tmp_path, pre_tokenizer)
     error = refused(tmp_path, r"tokenizer\.json: pre-tokenizer not recognized", "--pre")
     assert nearest in error.cause
+
+
+def hash_of(tokens: list[int]) -> str:
+    return hashlib.sha256(str(tokens).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("bos", ["!", {"content": "!", "special": True}])
+def test_hash_with_and_without_bos(tmp_path: Path, bos: Any) -> None:
+    """DeepSeek's distilled Qwen2 is listed with BOS first, which only some versions of transformers add."""
+    tokenizer = load_tokenizer(write_bpe(tmp_path))
+    plain = list(tokenizer.encode("text", True))
+    config = {"add_bos_token": True, "bos_token": bos}
+    for tokens, found in ((plain, True), ([0, *plain], True), ([1, *plain], False)):
+        known = PreTokenizers("text", {hash_of(tokens): "name"}, ())
+        assert detect_pre_tokenizer(known, tokenizer, config) == ("name" if found else None)
+    known = PreTokenizers("text", {hash_of([0, *plain]): "name"}, ())
+    for other in ({"bos_token": bos}, {"add_bos_token": True, "bos_token": "none of these"}):
+        assert detect_pre_tokenizer(known, tokenizer, other) is None
 
 
 def test_override(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gguf
 from gguf import TokenType
 
 from ...errors import TokenizerError
 from ..config import read_json_if_there
-from .loading import LoadedTokenizer, load_tokenizer, load_with_transformers
+from .loading import LoadedTokenizer, load_tokenizer
 from .pre_tokenizer import PreTokenizers
 from .special import read_special_tokens
 from .token_types import looks_special, plain_spaces
@@ -49,11 +51,9 @@ def add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: 
             f"has a token id {largest}, the embedding {n_vocab} rows",
             "download config and tokenizer again",
         )
-    name = pre_tokenizer or known.name_of(tokenizer.encode(known.check_text, True))
-    if name is None:
-        # some tokenizer classes add BOS, whatever tokenizer.json says; the known hash is theirs then
-        tokenizer = load_with_transformers(folder)
-        name = known.name_of(tokenizer.encode(known.check_text, True))
+    name = pre_tokenizer or detect_pre_tokenizer(
+        known, tokenizer, read_json_if_there(folder / "tokenizer_config.json") or {}
+    )
     if name is None:
         raise known.unknown(path, description)
     tokens, types = _tokens(tokenizer, n_vocab)
@@ -62,6 +62,29 @@ def add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: 
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     read_special_tokens(folder, merges=True).add_to(writer)
+
+
+def detect_pre_tokenizer(
+    known: PreTokenizers, tokenizer: LoadedTokenizer, config: Mapping[str, Any]
+) -> str | None:
+    """The name of a tokenizer's pre-tokenizer, by the hash of the tokens that it makes of the check text.
+
+    Some tokenizer classes of transformers 4, under which the hashes were taken, put BOS first where
+    tokenizer_config.json asks for it, whatever tokenizer.json says; other versions and classes do not.
+
+    Args:
+        known: the table.
+        tokenizer: the checkpoint's.
+        config: its tokenizer_config.json.
+    """
+    tokens = list(tokenizer.encode(known.check_text, True))
+    name = known.name_of(tokens)
+    if name is None and config.get("add_bos_token") is True:
+        bos = config.get("bos_token")
+        text = bos.get("content") if isinstance(bos, dict) else bos
+        if isinstance(text, str) and text in tokenizer.ids:
+            name = known.name_of([tokenizer.ids[text], *tokens])
+    return name
 
 
 def _tokens(tokenizer: LoadedTokenizer, n_vocab: int) -> tuple[list[str], list[TokenType]]:

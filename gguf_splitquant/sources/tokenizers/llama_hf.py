@@ -9,7 +9,8 @@ import gguf
 from gguf import TokenType
 
 from ...errors import TokenizerError
-from .loading import auto_tokenizer
+from ..config import read_json_if_there
+from .loading import load_tokenizer, load_with_transformers
 from .special import read_special_tokens
 
 # tokenizer.json has no scores; llama.cpp's converter writes the same for all
@@ -27,25 +28,24 @@ def add_llama_hf(writer: gguf.GGUFWriter, folder: Path, n_vocab: int) -> None:
     Raises:
         TokenizerError: damaged, or with other ids than 0 to the number of tokens.
     """
-    tokenizer = auto_tokenizer(folder)
-    n_base = int(tokenizer.vocab_size)
-    text_of = {token: text for text, token in tokenizer.get_vocab().items()}
-    ids = [
-        *range(n_base),
-        *sorted(token for token in tokenizer.get_added_vocab().values() if token >= n_base),
-    ]
+    config = read_json_if_there(folder / "tokenizer_config.json") or {}
+    # what the config leaves out, transformers' class for it fills in
+    complete = all(config.get(f"{kind}_token") for kind in ("bos", "eos", "unk"))
+    tokenizer = load_tokenizer(folder) if complete else load_with_transformers(folder)
+    n_base = tokenizer.n_base
+    text_of = {token: text for text, token in tokenizer.ids.items()}
+    ids = [*range(n_base), *sorted(token for token in tokenizer.added if token >= n_base)]
     if len(ids) > n_vocab or any(token not in text_of for token in ids):
         raise TokenizerError(
             folder / "tokenizer.json",
             f"{len(ids)} tokens, ids up to {max(text_of, default=-1)}, for an embedding of {n_vocab} rows",
             "download config and tokenizer again",
         )
-    special = set(tokenizer.all_special_ids)
 
     def kind(token: int) -> TokenType:
         if token < n_base and re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text_of[token]):
             return TokenType.BYTE
-        if token in special:
+        if token in tokenizer.named_ids:
             return TokenType.CONTROL
         return TokenType.NORMAL if token < n_base else TokenType.USER_DEFINED
 

@@ -2,8 +2,8 @@
 
 Importing transformers takes seconds, and hundreds of megabytes where torch is installed; tokenizers takes
 neither. transformers is asked where the files need its knowledge: tokens that only tokenizer_config.json
-lists, old checkpoints without tokenizer.json, tokenizer classes that add BOS by themselves. What it would
-invent, default tokens of a class that this vocabulary does not have, stays out.
+lists, and old checkpoints without tokenizer.json. What it would invent, default tokens of a class that this
+vocabulary does not have, stays out.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer
 
 from ...errors import TokenizerError
 from ..config import read_json_if_there
+from .special import KINDS
 
 _DOWNLOAD_AGAIN = "download the tokenizer's files again"
-_NAMED_TOKENS = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,17 @@ class LoadedTokenizer:
 
     Attributes:
         ids: id by token text, added tokens included.
-        added: added tokens by id.
+        n_base: tokens of the model itself.
+        added: added tokens by id; some may be among the model's own.
+        named_ids: of the tokens that tokenizer_config.json gives a role (BOS, ...).
         encode: text to ids; the flag says whether special tokens are added.
         decode: ids to text, special tokens included.
     """
 
     ids: Mapping[str, int]
+    n_base: int
     added: Mapping[int, AddedToken]
+    named_ids: frozenset[int]
     encode: Callable[[str, bool], Sequence[int]]
     decode: Callable[[Sequence[int]], str]
 
@@ -56,11 +60,15 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ids: dict[str, int] = tokenizer.get_vocab()
-    if not _has_all(ids, read_json_if_there(folder / "tokenizer_config.json") or {}):
+    config = read_json_if_there(folder / "tokenizer_config.json") or {}
+    named = _named_tokens(config)
+    if not ids.keys() >= named or not _has_listed(ids, config):
         return load_with_transformers(folder)
     return LoadedTokenizer(
         ids,
+        tokenizer.get_vocab_size(with_added_tokens=False),
         tokenizer.get_added_tokens_decoder(),
+        frozenset(ids[text] for text in named),
         lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
         lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
     )
@@ -68,21 +76,19 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
 
 def load_with_transformers(folder: Path) -> LoadedTokenizer:
     """As :func:`load_tokenizer`, always with transformers."""
-    tokenizer = auto_tokenizer(folder)
+    tokenizer = _auto_tokenizer(folder)
     return LoadedTokenizer(
         tokenizer.get_vocab(),
+        int(tokenizer.vocab_size),
         tokenizer.added_tokens_decoder,
+        frozenset(tokenizer.all_special_ids),
         lambda text, special: list(tokenizer.encode(text, add_special_tokens=special)),
         lambda tokens: str(tokenizer.decode(list(tokens))),
     )
 
 
-def auto_tokenizer(folder: Path) -> Any:
-    """What transformers' ``AutoTokenizer`` makes of local files, without running code of the checkpoint's.
-
-    Raises:
-        TokenizerError: as :func:`load_tokenizer`.
-    """
+def _auto_tokenizer(folder: Path) -> Any:
+    """What transformers makes of local files, without running code of the checkpoint's."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise TokenizerError(
             folder, "neither tokenizer.model, tokenizer.json nor vocab.json", "download the tokenizer's files"
@@ -98,19 +104,23 @@ def auto_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _has_all(ids: Mapping[str, int], config: Mapping[str, Any]) -> bool:
-    """Whether every token that tokenizer_config.json names is in the vocabulary, under the same id."""
+def _has_listed(ids: Mapping[str, int], config: Mapping[str, Any]) -> bool:
+    """Whether the added tokens of tokenizer_config.json are in the vocabulary, under the same ids."""
     listed = config.get("added_tokens_decoder")
-    if isinstance(listed, dict):
-        for token, entry in listed.items():
-            if not isinstance(entry, dict) or str(ids.get(entry.get("content", ""))) != token:
-                return False
-    for name in _NAMED_TOKENS:
-        named = config.get(name)
-        text = named.get("content") if isinstance(named, dict) else named
-        if isinstance(text, str) and text and text not in ids:
-            return False
-    return True
+    return not isinstance(listed, dict) or all(
+        isinstance(entry, dict) and str(ids.get(entry.get("content", ""))) == token
+        for token, entry in listed.items()
+    )
+
+
+def _named_tokens(config: Mapping[str, Any]) -> set[str]:
+    """Texts of the tokens that tokenizer_config.json gives a role."""
+    named = [config.get(f"{kind}_token") for kind in KINDS]
+    for field in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(field)
+        named += more if isinstance(more, list) else more.values() if isinstance(more, dict) else ()
+    texts = (token.get("content") if isinstance(token, dict) else token for token in named)
+    return {text for text in texts if isinstance(text, str) and text}
 
 
 def _first_line(error: Exception) -> str:
