@@ -62,7 +62,8 @@ def extract_llama_cpp(sdist: Path, target: Path) -> None:
     with tarfile.open(sdist, "r:gz") as archive:
         for member in _members(archive):
             name = PurePosixPath(member.name)
-            if not name.is_relative_to(_SOURCES):
+            # the archive keeps the .git file of a submodule, which leads nowhere and confuses git
+            if not name.is_relative_to(_SOURCES) or name.name == ".git":
                 continue
             destination = target / name.relative_to(_SOURCES)
             if member.isdir():

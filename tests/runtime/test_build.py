@@ -334,9 +334,8 @@ def test_patch_of_llama_cpp_is_what_git_makes_of_it(tmp_path: Path, monkeypatch:
     for side in ("ours", "theirs"):
         sdist.extract_llama_cpp(sources, tmp_path / side)
     changed = patching.apply_patch(text, tmp_path / "ours")
-    git = ["git", "-C", str(tmp_path / "theirs")]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "apply", "--whitespace=error-all"], input=text, text=True, check=True)
+    git = ["git", "-C", str(tmp_path / "theirs"), "apply", "--whitespace=error-all"]
+    subprocess.run(git, input=text, text=True, check=True)
     assert len(changed) == text.count("\n+++ ")
     for path in changed:
         assert path.read_bytes() == (tmp_path / "theirs" / path.relative_to(tmp_path / "ours")).read_bytes()
