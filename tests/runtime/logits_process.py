@@ -47,9 +47,10 @@ class LogitsProcess:
         mmap: bool = True,
         allocate: bool = True,
         repack: bool = True,
+        save: Path | None = None,
     ) -> Answer:
         """Logits of every position: PROMPT in one batch, then DECODED token by token; F32 KV cache, no flash
-        attention, one thread.
+        attention, one thread. ``save`` is where llama.cpp writes the model that it has loaded.
 
         Raises:
             RuntimeError: the process died.
@@ -61,6 +62,7 @@ class LogitsProcess:
             "load_mode": 1 if mmap and allocate else 0,
             "no_alloc": not allocate,
             "use_extra_bufts": repack,
+            "save": str(save or ""),
             "out": str(out),
         }
         if self._process is None or self._process.poll() is not None:
@@ -95,6 +97,8 @@ def _logits(llama: Any, job: dict[str, Any], answer: dict[str, Any]) -> np.ndarr
     model = _made("model", llama.llama_model_load_from_file(job["model"].encode(), params))
     try:
         answer["n_parameters"] = llama.llama_model_n_params(model)
+        if job["save"]:
+            llama.llama_model_save_to_file(model, job["save"].encode())
         return _logits_of(llama, model, job)
     finally:
         llama.llama_model_free(model)

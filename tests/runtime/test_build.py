@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gguf_splitquant.errors import BuildError, SplitQuantError
-from gguf_splitquant.runtime import build, builds, patching, sdist
+from gguf_splitquant.runtime import build, builds, compilation, patching, sdist
 from gguf_splitquant.runtime.build import build_runtime
 from gguf_splitquant.runtime.builds import BuildSpec, find_build, recipe_hash, runtime_dir, sources_hash
 
@@ -181,6 +182,20 @@ def test_damaged_manifest_is_no_build(content: str, sources: Path, calls: Path) 
     assert builds.builds() == []
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is x86's")
+def test_amx_stays_off_where_the_processor_lists_it(tmp_path: Path) -> None:
+    """As on a host whose -march=native stands for one with AMX."""
+    flags = compilation._environment(tmp_path)["CXXFLAGS"].split()
+    command = ["c++", "-march=sapphirerapids", "-dM", "-E", "-x", "c++", "/dev/null"]
+    plain = subprocess.run(command, capture_output=True, text=True)
+    if plain.returncode or "__AMX_INT8__" not in plain.stdout:
+        pytest.skip("this compiler does not know AMX")
+    # CMake puts CXXFLAGS before ggml's own -march
+    ours = subprocess.run([command[0], *flags, *command[1:]], capture_output=True, text=True, check=True)
+    assert "__AMX" not in ours.stdout
+    assert "__AVX512VNNI__" in ours.stdout
+
+
 # -- what fails ----------------------------------------------------------------------------------------
 
 
@@ -326,6 +341,7 @@ def test_truncated_patch_is_refused(tree: Path) -> None:
 
 
 @pytest.mark.oracle
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is the oracle")
 def test_patch_of_llama_cpp_is_what_git_makes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the archive in the user's cache, where a build has left it
     monkeypatch.undo()

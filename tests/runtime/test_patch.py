@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFWriter, quants
+from gguf import GGUFReader, GGUFWriter, quants
 
 from gguf_splitquant.recipe import Recipe
 from tests.gguf_files import FLOAT, convert_once
@@ -79,6 +79,17 @@ def test_each_sublayer_counts(patched: LogitsProcess, tmp_path: Path) -> None:
     without = replace(parts, tensors={n: t for n, t in parts.tensors.items() if n != last})
     less = patched.run(write(without, tmp_path / "less.gguf"))
     assert np.abs(less.logits - whole.logits).max() > 1e-2
+
+
+def test_saved_model_keeps_its_sublayers(patched: LogitsProcess, tmp_path: Path) -> None:
+    path = write(split(TIED, all_weights(TIED), 3), tmp_path / "split.gguf")
+    # repacked weights cannot be written back
+    patched.run(path, mmap=False, repack=False, save=tmp_path / "saved.gguf")
+    before, after = (
+        {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(file).tensors}
+        for file in (path, tmp_path / "saved.gguf")
+    )
+    assert after == before
 
 
 def test_thirty_layers_in_eight(patched: LogitsProcess, tmp_path: Path) -> None:
