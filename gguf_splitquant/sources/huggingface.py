@@ -16,6 +16,8 @@ from .config import read_json_if_there
 from .families import FAMILIES, family_class
 from .model import SourceModel, SourceTensor
 
+_MAX_FLOAT32 = 3.4028234663852886e38
+
 
 def read_checkpoint(folder: Path, pre_tokenizer: str | None = None) -> SourceModel:
     """Open a checkpoint; see :func:`gguf_splitquant.sources.open_model`."""
@@ -53,21 +55,28 @@ def _add_general(writer: gguf.GGUFWriter, checkpoint: Checkpoint, tensors: tuple
     folder = Path(os.path.abspath(checkpoint.folder))  # noqa: PTH100 (resolve() would follow links)
     try:
         general = gguf.Metadata.load(None, folder, None, total)
+        if general.name is None:
+            general.name = folder.name
+        if general.size_label is None and total > 0:
+            general.size_label = gguf.size_label(total, shared, experts, n_experts)
+        if general.sampling_penalty_repeat is None:
+            # llama.cpp's own gguf-py reads transformers' name of it too, the release on PyPI does not
+            generation = read_json_if_there(folder / "generation_config.json") or {}
+            general.sampling_penalty_repeat = generation.get("repetition_penalty")
+        general.set_gguf_meta_model(writer)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CheckpointError(
             folder / "README.md",
             f"the model card's head is not valid YAML ({str(error).splitlines()[0]})",
             "correct it, or move README.md away",
         ) from error
-    if general.name is None:
-        general.name = folder.name
-    if general.size_label is None and total > 0:
-        general.size_label = gguf.size_label(total, shared, experts, n_experts)
-    if general.sampling_penalty_repeat is None:
-        # llama.cpp's own gguf-py reads transformers' name of it too, the release on PyPI does not
-        generation = read_json_if_there(folder / "generation_config.json") or {}
-        general.sampling_penalty_repeat = generation.get("repetition_penalty")
-    general.set_gguf_meta_model(writer)
+    # gguf-py takes the types of these fields for granted
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(
+            folder,
+            f"the head of README.md, or _name_or_path in config.json, has a value of a wrong type ({error})",
+            "correct it, or move README.md away",
+        ) from error
 
 
 def _check_values(metadata: dict[str, GGUFValue], folder: Path) -> None:
@@ -88,7 +97,7 @@ def _fits(value: Any, value_type: gguf.GGUFValueType | None) -> bool:
         case gguf.GGUFValueType.STRING | None:
             return isinstance(value, (str, bytes, int, float))
         case gguf.GGUFValueType.FLOAT32:
-            return isinstance(value, (int, float))
+            return isinstance(value, (int, float)) and abs(value) <= _MAX_FLOAT32
         case gguf.GGUFValueType.UINT32:
             return isinstance(value, int) and 0 <= value < 2**32
         case gguf.GGUFValueType.INT32:

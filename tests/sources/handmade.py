@@ -90,6 +90,8 @@ def write_tokenizer(folder: Path, n_tokens: int = 300) -> None:
         "model": model,
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
 
 
 def write_checkpoint(folder: Path, dtype: str = "F32", **config: Any) -> Path:

@@ -360,7 +360,14 @@ def test_model_card_that_is_not_yaml(tmp_path: Path) -> None:
             '{"top_k": "many"}',
             "general.sampling.top_k would be 'many', not a int32",
         ),
+        (
+            "generation_config.json",
+            '{"temperature": 1e39}',
+            "general.sampling.temp would be '1e.39', not a float32",
+        ),
+        ("generation_config.json", '{"min_p": NaN}', "general.sampling.min_p would be 'nan', not a float32"),
         ("README.md", "---\ntags: [[1], 2]\n---\n", "general.tags would be"),
+        ("README.md", "---\nlicense: [[1], 2]\n---\n", "README.md, .* a value of a wrong type"),
     ],
 )
 def test_metadata_that_gguf_cannot_hold(tmp_path: Path, name: str, text: str, message: str) -> None:
