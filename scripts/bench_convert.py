@@ -141,20 +141,32 @@ def bench(rounds: int, recipes: list[str], folder: Path) -> None:
             out = folder / f"{recipe}.gguf"
             ours[recipe].append(
                 measure(
-                    [sys.executable, "convert_splitquant.py", str(checkpoint), str(out), "--recipe", recipe], log
+                    [sys.executable, "convert_splitquant.py", str(checkpoint), str(out), "--recipe", recipe],
+                    log,
                 )
             )
             out.unlink()
         wide, narrow = folder / "peer-bf16.gguf", folder / "peer-q4_0.gguf"
         to_float.append(
             measure(
-                [sys.executable, str(sources / "convert_hf_to_gguf.py"), str(checkpoint), "--outtype", "bf16", "--outfile", str(wide)], log
+                [
+                    sys.executable,
+                    str(sources / "convert_hf_to_gguf.py"),
+                    str(checkpoint),
+                    "--outtype",
+                    "bf16",
+                    "--outfile",
+                    str(wide),
+                ],
+                log,
             )
         )
         to_q4.append(measure([str(quantizer), str(wide), str(narrow), "Q4_0", str(os.cpu_count())], log))
         wide.unlink()
         narrow.unlink()
-    pair = [Run(a.wall + b.wall, a.cpu + b.cpu, max(a.peak, b.peak)) for a, b in zip(to_float, to_q4, strict=True)]
+    pair = [
+        Run(a.wall + b.wall, a.cpu + b.cpu, max(a.peak, b.peak)) for a, b in zip(to_float, to_q4, strict=True)
+    ]
     print(f"{os.cpu_count()} cores, {rounds} rounds, Llama-3.2-1B shapes, BF16")
     print(f"{'':<34} {'wall s':>7} (min-max)  {'CPU s':>7}  {'GB RSS':>6}  ratio to the pair")
     for recipe in recipes:
@@ -165,10 +177,14 @@ def bench(rounds: int, recipes: list[str], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", default=["plain", "paper"])
-    parser.add_argument("--folder", type=Path, help="keep the checkpoint here (3 GB; 8 GB needed while it runs)")
+    parser.add_argument(
+        "--folder", type=Path, help="keep the checkpoint here (3 GB; 8 GB needed while it runs)"
+    )
     arguments = parser.parse_args()
     if arguments.folder:
         arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from gguf_splitquant.cache import cache_dir
 from gguf_splitquant.runtime.library import find_library
 from gguf_splitquant.runtime.sdist import VERSION, extract_llama_cpp, fetch_sdist
-
 from scripts import real_models
 
 

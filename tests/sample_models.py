@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from gguf import GGUFValue, GGUFValueType
+
 from gguf_splitquant.sources.model import FloatType, SourceModel, SourceTensor
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader, quants
+
 from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import Comparison, compare
 from gguf_splitquant.evaluation.text import read_text
 from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.sources import open_model
 from gguf_splitquant.sources.model import FloatType, SourceTensor
-
 from tests.gguf_files import FLOAT
 
 pytestmark = pytest.mark.engine
@@ -77,7 +77,8 @@ def decoded_sums(stories: Files, packed: Path, out: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "recipe", [Recipe(outtype="f32"), Recipe(bits=8, outtype="f32"), Recipe(granularity="block", outtype="f32")]
+    "recipe",
+    [Recipe(outtype="f32"), Recipe(bits=8, outtype="f32"), Recipe(granularity="block", outtype="f32")],
 )
 def test_engine_computes_what_the_packed_file_says(stories: Files, recipe: Recipe, tmp_path: Path) -> None:
     packed = stories.file(f"packed-{recipe.bits}-{recipe.granularity}", recipe)

@@ -24,9 +24,7 @@ def test_the_expected_file_passes_and_another_is_refused(tmp_path: Path) -> None
 
 def test_a_failing_client_is_quoted() -> None:
     command = [sys.executable, "-c", "import sys; sys.exit('first\\nERROR: no such version')"]
-    with pytest.raises(
-        SplitQuantError, match="pkg==9: the download failed: ERROR: no such version;"
-    ):
+    with pytest.raises(SplitQuantError, match="pkg==9: the download failed: ERROR: no such version;"):
         run_fetch(command, "pkg==9")
 
 

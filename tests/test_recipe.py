@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+
 from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.recipe import RECIPES, Recipe
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), Recipe(layout="float", outtype="f32"), Recipe(k=8, bits=2)])
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES.values(), Recipe(layout="float", outtype="f32"), Recipe(k=8, bits=2)]
+)
 def test_json_round_trip(recipe: Recipe) -> None:
     assert Recipe.from_json(recipe.to_json()) == recipe
 

@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def convert(*arguments: object, script: bool = False) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "convert_splitquant.py"] if script else [sys.executable, "-m", "gguf_splitquant", "convert"]
+    command = (
+        [sys.executable, "convert_splitquant.py"]
+        if script
+        else [sys.executable, "-m", "gguf_splitquant", "convert"]
+    )
     return subprocess.run(
         [*command, *(str(a) for a in arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )

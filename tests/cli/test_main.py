@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from gguf_splitquant import __version__
 from gguf_splitquant.cli import main
 

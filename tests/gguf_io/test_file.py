@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFReader, quants
+
 from gguf_splitquant.convert import convert, plan_file
 from gguf_splitquant.errors import CheckpointError, OutputError
 from gguf_splitquant.gguf_io import writer
 from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.sources.model import FloatType, SourceModel, to_float32
-
 from tests.sample_models import heavy_tailed, small_model, tensor_of
 
 
@@ -23,7 +23,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("dtype", FloatType)
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), Recipe(bits=32, outtype="f32"), Recipe(layout="float", outtype="f32")]
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES.values(), Recipe(bits=32, outtype="f32"), Recipe(layout="float", outtype="f32")]
 )
 def test_gguf_py_reads_it_and_the_size_was_known(tmp_path: Path, recipe: Recipe, dtype: FloatType) -> None:
     model, out = small_model(dtype=dtype), tmp_path / "out.gguf"
@@ -121,7 +122,9 @@ def test_impossible_targets(tmp_path: Path, target: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_disk_too_small_is_refused_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_refused_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OutputError, match=r"1,000 left; free some space"):

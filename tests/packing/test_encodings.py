@@ -7,10 +7,11 @@ import ctypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
-from gguf_splitquant.packing import ENCODINGS, LinearEncoding, choose_encoding, decode, fit_grid, quantize
-from gguf_splitquant.recipe import Granularity
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gguf_splitquant.packing import ENCODINGS, LinearEncoding, choose_encoding, decode, fit_grid, quantize
+from gguf_splitquant.recipe import Granularity
 
 _ENCODINGS = {f"INT{e.bits}-{e.qtype.name}": e for e in ENCODINGS}
 

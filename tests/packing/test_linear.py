@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gguf_splitquant.packing import decode, fit_grid, quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gguf_splitquant.packing import decode, fit_grid, quantize
 
 _VALUES = st.floats(-1000, 1000, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
 
@@ -29,7 +30,9 @@ def test_zero_is_exact_and_errors_stay_below_a_step(a: float, b: float, bits: in
     # ends from each, beside the rounding itself
     limit = 0.5 * step if one_sided else step * (1 + 2**bits * 2.0**-scale_bits)
     inside = values if not one_sided else values[np.abs(values) <= np.abs(step) * grid.code_range[1]]
-    assert np.max(np.abs(decoded[: len(values)] - values)[np.isin(values, inside)], initial=0) <= limit * 1.001
+    assert (
+        np.max(np.abs(decoded[: len(values)] - values)[np.isin(values, inside)], initial=0) <= limit * 1.001
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -47,7 +50,9 @@ def test_one_sided_groups_use_every_code_and_no_offset() -> None:
     for low, high in ((-3.0, -1.0), (1.0, 3.0)):
         grid = fit_grid(f32(low), f32(high), 4)
         assert grid.zero == 0
-        assert float(decode(np.asarray(15, np.uint8), grid)) == pytest.approx(low if low < 0 else high, rel=1e-3)
+        assert float(decode(np.asarray(15, np.uint8), grid)) == pytest.approx(
+            low if low < 0 else high, rel=1e-3
+        )
 
 
 def test_empty_group() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gguf import quants
+
 from gguf_splitquant.packing import SubLayerPacker, choose_encoding, decode, fit_grid, quantize
 from gguf_splitquant.recipe import Granularity
 from gguf_splitquant.sources.model import FloatType, to_float32
 from gguf_splitquant.splitting import ValueHistogram, fit_value_split
-
 from tests.sample_models import heavy_tailed, raw_of, tensor_of
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from gguf_splitquant.planning import Plan, Role, make_plan
 from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.sources.model import FloatType
-
 from tests.sample_models import small_model
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from gguf_splitquant.errors import CheckpointError
 from gguf_splitquant.sources.model import FloatType, to_float32
 from gguf_splitquant.splitting import ValueHistogram
 from gguf_splitquant.splitting.histogram import row_slabs
-
 from tests.sample_models import heavy_tailed, raw_of, tensor_of
 
 

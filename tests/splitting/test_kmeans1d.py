@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from gguf_splitquant.splitting import kmeans1d
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
+
+from gguf_splitquant.splitting import kmeans1d
 
 
 def inertia(values: np.ndarray, counts: np.ndarray, centres: np.ndarray) -> float:
@@ -53,7 +54,9 @@ def test_never_worse_than_scikit_learn(k: int) -> None:
     ours = inertia(values, counts, kmeans1d(values, counts, k))
     assert ours <= peer.inertia_ * (1 + 1e-9)
     # scikit-learn finds a local optimum: started from ours it must find nothing better either
-    again = KMeans(k, init=kmeans1d(values, counts, k)[:, None], n_init=1).fit(values[:, None], sample_weight=counts)
+    again = KMeans(k, init=kmeans1d(values, counts, k)[:, None], n_init=1).fit(
+        values[:, None], sample_weight=counts
+    )
     assert again.inertia_ >= ours * (1 - 1e-9)
 
 
@@ -64,7 +67,8 @@ def test_values_far_from_zero_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "k"), [(np.array([]), 1), (np.array([1.0]), 0), (np.array([2.0, 1.0]), 1), (np.array([1.0, 1.0]), 1)]
+    ("values", "k"),
+    [(np.array([]), 1), (np.array([1.0]), 0), (np.array([2.0, 1.0]), 1), (np.array([1.0, 1.0]), 1)],
 )
 def test_refuses_what_is_not_a_histogram(values: np.ndarray, k: int) -> None:
     with pytest.raises(ValueError):

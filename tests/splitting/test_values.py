@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gguf_splitquant.sources.model import FloatType, to_float32
-from gguf_splitquant.splitting import ValueHistogram, ValueSplit, fit_value_split, float_sub_layers, kmeans1d
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gguf_splitquant.sources.model import FloatType, to_float32
+from gguf_splitquant.splitting import ValueHistogram, ValueSplit, fit_value_split, float_sub_layers, kmeans1d
 from tests.sample_models import heavy_tailed, raw_of, tensor_of
 
 
@@ -20,7 +20,9 @@ def fit(weights: np.ndarray, k: int, dtype: FloatType = FloatType.F32) -> ValueS
 
 @settings(max_examples=150, deadline=None)
 @given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.floats(-4, 4, width=32)),
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 6), st.integers(1, 9)), elements=st.floats(-4, 4, width=32)
+    ),
     st.integers(1, 8),
 )
 def test_float_sum_is_the_original_bit_for_bit(weights: np.ndarray, k: int) -> None:
