@@ -1,0 +1,403 @@
+"""The inner loops of error feedback, compiled: one sub-block of 16 or 32 columns, many rows at a time.
+
+Everything here works on *transposed* tiles, ``(columns, LANES rows)``: the dependency between columns is
+sequential, rows are independent, so the innermost loop runs over rows and the compiler turns it into
+vector code. The functions release the interpreter lock and are called from a thread per row chunk.
+
+The problem that a call solves, for every row: given targets ``x`` (columns of one block), and the lower
+triangular factor ``M`` of the block's metric, choose the block's scale ``s``, offset ``o`` and level indices
+to minimize ``|M (x - q)|^2`` with ``q = s * level + o``. ``M`` is passed normalized: ``low`` has a unit
+diagonal and ``weight`` is the squared diagonal, so that rounding column ``i`` to its fed-back target ``t_i``
+costs exactly ``weight_i * (t_i - q_i)^2``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+LANES = 64
+"""Rows in a tile: a multiple of every vector width, and small enough for a block to stay in L1."""
+
+ROUND_FREE, ROUND_F16, ROUND_LATTICE = 0, 1, 2
+"""What a scale may be: any float; an f16; an integer multiple of the super-block's unit."""
+
+
+@njit(cache=True, nogil=True)
+def round_f16(value: np.float32) -> np.float32:
+    """``value`` rounded to the nearest IEEE half (ties to even), saturating. No fast-math here."""
+    magnitude = abs(value)
+    if magnitude < 6.103515625e-05:  # below the normal halves the spacing is constant: 2^-24
+        return np.float32(np.rint(np.float64(value) * 16777216.0) / 16777216.0)
+    if magnitude > 65504.0:
+        return np.float32(65504.0 if value > 0 else -65504.0)
+    # Veltkamp's split in double keeps the 11 leading bits, rounding to nearest even
+    wide = np.float64(value)
+    spread = wide * 4398046511105.0  # 2^42 + 1: 53 - 42 = 11 bits stay
+    return np.float32(spread - (spread - wide))
+
+
+@njit(cache=True, nogil=True)
+def _reciprocal(scale: np.float32) -> np.float32:
+    """1 / scale; 0 for a scale of (nearly) nothing, whose levels are all 0 anyway."""
+    return np.float32(1) / scale if abs(scale) > np.float32(1e-30) else np.float32(0)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _feed_back(
+    x: F32,
+    low: F32,
+    weight: F32,
+    scale: F32,
+    offset: F32,
+    levels: F32,
+    middles: F32,
+    uniform: bool,
+    level: F32,
+    error: F32,
+    cost: F32,
+    target: F32,
+    inverse: F32,
+) -> None:
+    """Round all columns in order, each after adding what the earlier ones got wrong (Babai's nearest plane).
+
+    Writes the levels chosen, the errors ``x - value`` and the cost per lane.
+    """
+    n = x.shape[0]
+    bottom, top = levels[0], levels[-1]
+    for r in range(LANES):
+        cost[r] = np.float32(0)
+        inverse[r] = _reciprocal(scale[r])
+    for i in range(n):
+        for r in range(LANES):
+            target[r] = x[i, r]
+        j = 0
+        while j + 4 <= i:  # four at a time: the running sum stays in a register
+            a, b, c, d = low[i, j], low[i, j + 1], low[i, j + 2], low[i, j + 3]
+            for r in range(LANES):
+                target[r] += a * error[j, r] + b * error[j + 1, r] + c * error[j + 2, r] + d * error[j + 3, r]
+            j += 4
+        while j < i:
+            a = low[i, j]
+            for r in range(LANES):
+                target[r] += a * error[j, r]
+            j += 1
+        w = weight[i]
+        if uniform:
+            for r in range(LANES):
+                u = np.rint((target[r] - offset[r]) * inverse[r])
+                level[i, r] = min(max(u, bottom), top)
+        else:
+            for r in range(LANES):
+                u = (target[r] - offset[r]) * inverse[r]
+                chosen = bottom
+                for k in range(middles.shape[0]):
+                    chosen += levels[k + 1] - levels[k] if u > middles[k] else np.float32(0)
+                level[i, r] = chosen
+        for r in range(LANES):
+            value = scale[r] * level[i, r] + offset[r]
+            error[i, r] = x[i, r] - value
+            miss = target[r] - value
+            cost[r] += w * miss * miss
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _cost_of(
+    error: F32,
+    low: F32,
+    weight: F32,
+    cost: F32,
+    target: F32,
+) -> None:
+    """``|M e|^2`` per lane."""
+    n = error.shape[0]
+    for r in range(LANES):
+        cost[r] = np.float32(0)
+    for i in range(n):
+        for r in range(LANES):
+            target[r] = error[i, r]
+        for j in range(i):
+            a = low[i, j]
+            for r in range(LANES):
+                target[r] += a * error[j, r]
+        w = weight[i]
+        for r in range(LANES):
+            cost[r] += w * target[r] * target[r]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _fit(
+    x: F32,
+    low: F32,
+    weight: F32,
+    level: F32,
+    affine: bool,
+    scale: F32,
+    offset: F32,
+    mx: F32,
+    ml: F32,
+) -> None:
+    """Least-squares scale (and offset) for given levels under the metric ``M``: normal equations."""
+    n = x.shape[0]
+    sll = np.zeros(LANES, np.float32)
+    slo = np.zeros(LANES, np.float32)
+    slx = np.zeros(LANES, np.float32)
+    sox = np.zeros(LANES, np.float32)
+    soo = np.float32(0)
+    for i in range(n):
+        one = np.float32(1)
+        for r in range(LANES):
+            mx[r] = x[i, r]
+            ml[r] = level[i, r]
+        for j in range(i):
+            a = low[i, j]
+            one += a
+            for r in range(LANES):
+                mx[r] += a * x[j, r]
+                ml[r] += a * level[j, r]
+        w = weight[i]
+        soo += w * one * one
+        wo = w * one
+        for r in range(LANES):
+            sll[r] += w * ml[r] * ml[r]
+            slx[r] += w * ml[r] * mx[r]
+            slo[r] += wo * ml[r]
+            sox[r] += wo * mx[r]
+    for r in range(LANES):
+        if affine:
+            det = sll[r] * soo - slo[r] * slo[r]
+            if det > np.float32(1e-6) * sll[r] * soo:
+                scale[r] = (slx[r] * soo - sox[r] * slo[r]) / det
+                offset[r] = (sll[r] * sox[r] - slo[r] * slx[r]) / det
+        elif sll[r] > np.float32(0):
+            scale[r] = slx[r] / sll[r]
+
+
+@njit(cache=True, nogil=True)
+def _admit(
+    scale: F32,
+    offset: F32,
+    affine: bool,
+    rounding: int,
+    unit: F32,
+    offset_unit: F32,
+    k_low: int,
+    k_high: int,
+    l_high: int,
+) -> None:
+    """Round scales and offsets, in place, to what the type can store."""
+    for r in range(LANES):
+        if rounding == ROUND_F16:
+            scale[r] = round_f16(scale[r])
+            if affine:
+                offset[r] = round_f16(offset[r])
+        elif rounding == ROUND_LATTICE:
+            k = np.float32(0)
+            if unit[r] != 0:
+                k = min(max(np.rint(scale[r] / unit[r]), np.float32(k_low)), np.float32(k_high))
+            scale[r] = k * unit[r]
+            if affine:
+                k = np.float32(0)
+                if offset_unit[r] != 0:
+                    k = min(max(np.rint(-offset[r] / offset_unit[r]), np.float32(0)), np.float32(l_high))
+                offset[r] = -k * offset_unit[r]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _descend(
+    x: F32,
+    gram: F32,
+    scale: F32,
+    offset: F32,
+    levels: F32,
+    middles: F32,
+    uniform: bool,
+    level: F32,
+    error: F32,
+    slope: F32,
+    delta: F32,
+    inverse: F32,
+    sweeps: int,
+) -> None:
+    """Coordinate descent on the levels with scale and offset fixed: each column to its best in turn."""
+    n = x.shape[0]
+    bottom, top = levels[0], levels[-1]
+    for r in range(LANES):
+        inverse[r] = _reciprocal(scale[r])
+    for i in range(n):
+        for r in range(LANES):
+            slope[i, r] = np.float32(0)
+        for j in range(n):
+            a = gram[i, j]
+            for r in range(LANES):
+                slope[i, r] += a * error[j, r]
+    for _ in range(sweeps):
+        for i in range(n):
+            inverse_curvature = np.float32(1) / gram[i, i]
+            for r in range(LANES):
+                wanted = x[i, r] - error[i, r] + slope[i, r] * inverse_curvature
+                u = (wanted - offset[r]) * inverse[r]
+                if uniform:
+                    chosen = min(max(np.rint(u), bottom), top)
+                else:
+                    chosen = bottom
+                    for k in range(middles.shape[0]):
+                        chosen += levels[k + 1] - levels[k] if u > middles[k] else np.float32(0)
+                fresh = x[i, r] - (scale[r] * chosen + offset[r])
+                delta[r] = fresh - error[i, r]
+                level[i, r] = chosen
+                error[i, r] = fresh
+            for j in range(n):
+                a = gram[j, i]
+                for r in range(LANES):
+                    slope[j, r] += a * delta[r]
+
+
+@njit(cache=True, nogil=True)
+def solve_block(
+    target_x: F32,
+    original: F32,
+    low: F32,
+    weight: F32,
+    gram: F32,
+    levels: F32,
+    middles: F32,
+    uniform: bool,
+    affine: bool,
+    falling: bool,
+    trials: F32,
+    refits: int,
+    sweeps: int,
+    rounding: int,
+    unit: F32,
+    offset_unit: F32,
+    k_low: int,
+    k_high: int,
+    l_high: int,
+    first: bool,
+    scale: F32,
+    offset: F32,
+    codes: NDArray[np.uint8],
+    error: F32,
+    change: F32,
+) -> float:
+    """Choose scale, offset and levels of one block for all rows of a chunk; return the cost it saved.
+
+    Args:
+        target_x: what the block should be once the errors of the other columns are made good (n, rows);
+            rows is a multiple of LANES.
+        original: the weights (n, rows).
+        low, weight, gram: the block's metric: unit lower triangular factor (n, n), squared diagonal (n,) and
+            ``M^T M`` (n, n).
+        levels, middles: what a code stands for, and the midpoints between; ``uniform`` where they are
+            consecutive integers.
+        affine: blocks have an offset; ``falling``: one that can only be subtracted.
+        trials: (count, 2): fraction of the block's range, and where that range is anchored (affine) or the
+            sign of the scale.
+        refits: least-squares fits of the best trial, each followed by rounding again.
+        sweeps: coordinate descents over the columns at the end.
+        rounding: what a scale may be; for ROUND_LATTICE in multiples ``k_low`` to ``k_high`` of ``unit``
+            (rows,), offsets 0 to ``-l_high`` of ``offset_unit`` (rows,).
+        first: there is no solution yet, and minus the cost is returned; otherwise the present one stays
+            where nothing better is found.
+        scale, offset, codes: the solution, updated in place: (rows,), (rows,), (n, rows).
+        error: ``original`` minus the quantized weights, updated in place (n, rows).
+        change: receives how much ``error`` changed (n, rows).
+    """
+    n, rows = target_x.shape
+    bottom = int(levels[0])
+    span = levels[-1] - levels[0]
+    extreme = max(abs(levels[0]), abs(levels[-1]))
+    code_of = np.zeros(int(span) + 1, np.uint8)  # levels are integers
+    for k in range(levels.shape[0]):
+        code_of[int(levels[k]) - bottom] = k
+    x = np.empty((n, LANES), np.float32)
+    level = np.empty((n, LANES), np.float32)
+    best_level = np.zeros((n, LANES), np.float32)
+    miss = np.empty((n, LANES), np.float32)
+    slope = np.empty((n, LANES), np.float32)
+    s, best_s, o, best_o, cost, best, small, large, t0, t1 = np.zeros((10, LANES), np.float32)
+    saved = 0.0
+    for start in range(0, rows, LANES):
+        u = unit[start : start + LANES]
+        ou = offset_unit[start : start + LANES]
+        for i in range(n):
+            for r in range(LANES):
+                x[i, r] = target_x[i, start + r]
+        for r in range(LANES):
+            # an offset that can only be subtracted: the range always holds zero
+            small[r] = np.float32(0) if falling else x[0, r]
+            large[r] = np.float32(0) if falling else x[0, r]
+        for i in range(n):
+            for r in range(LANES):
+                small[r] = min(small[r], x[i, r])
+                large[r] = max(large[r], x[i, r])
+        for r in range(LANES):
+            best[r] = np.float32(3e38)
+            best_s[r] = scale[start + r]
+            best_o[r] = offset[start + r]
+        if not first:
+            for i in range(n):
+                for r in range(LANES):
+                    best_level[i, r] = levels[codes[i, start + r]]
+                    miss[i, r] = x[i, r] - (best_s[r] * best_level[i, r] + best_o[r])
+            _cost_of(miss, low, weight, best, t0)
+            for r in range(LANES):
+                saved += best[r]
+        count = trials.shape[0]
+        for attempt in range(count + refits):
+            if attempt < count:
+                fraction = trials[attempt, 0]
+                anchor = trials[attempt, 1]
+                if affine:
+                    for r in range(LANES):
+                        spread = large[r] - small[r]
+                        s[r] = fraction * spread / span
+                        o[r] = small[r] + anchor * (np.float32(1) - fraction) * spread
+                else:
+                    for r in range(LANES):
+                        s[r] = anchor * fraction * max(large[r], -small[r]) / extreme
+                        o[r] = np.float32(0)
+            else:
+                for r in range(LANES):
+                    s[r] = best_s[r]
+                    o[r] = best_o[r]
+                _fit(x, low, weight, best_level, affine, s, o, t0, t1)
+                if falling:
+                    for r in range(LANES):
+                        o[r] = min(o[r], np.float32(0))
+            _admit(s, o, affine, rounding, u, ou, k_low, k_high, l_high)
+            _feed_back(x, low, weight, s, o, levels, middles, uniform, level, miss, cost, t0, t1)
+            for r in range(LANES):
+                if cost[r] < best[r]:
+                    best[r] = cost[r]
+                    best_s[r] = s[r]
+                    best_o[r] = o[r]
+                    for i in range(n):
+                        best_level[i, r] = level[i, r]
+        if sweeps > 0:
+            for i in range(n):
+                for r in range(LANES):
+                    level[i, r] = best_level[i, r]
+                    miss[i, r] = x[i, r] - (best_s[r] * level[i, r] + best_o[r])
+            _descend(x, gram, best_s, best_o, levels, middles, uniform, level, miss, slope, t0, t1, sweeps)
+            _cost_of(miss, low, weight, cost, t0)
+            for r in range(LANES):
+                if cost[r] < best[r]:
+                    best[r] = cost[r]
+                    for i in range(n):
+                        best_level[i, r] = level[i, r]
+        for r in range(LANES):
+            saved -= best[r]
+            scale[start + r] = best_s[r]
+            offset[start + r] = best_o[r]
+        for i in range(n):
+            for r in range(LANES):
+                codes[i, start + r] = code_of[int(best_level[i, r]) - bottom]
+                fresh = original[i, start + r] - (best_s[r] * best_level[i, r] + best_o[r])
+                change[i, start + r] = fresh - error[i, start + r]
+                error[i, start + r] = fresh
+    return saved

@@ -1,0 +1,116 @@
+"""Error feedback against the loss it minimizes, on weights and inputs like a model's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, dequantize, quantize
+from numpy.typing import NDArray
+
+from gguf_splitquant.errors import RecipeError
+from gguf_splitquant.refining import Refiner, refinable, refine
+from gguf_splitquant.refining.kernels import round_f16
+
+Q = GGMLQuantizationType
+COLUMNS, ROWS, DAMPING = 512, 70, 0.02
+
+
+@pytest.fixture(scope="module")
+def moments() -> NDArray[np.float64]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2000, COLUMNS)) * np.exp(rng.standard_normal(COLUMNS))
+    x = x + 0.5 * rng.standard_normal((2000, 8)) @ rng.standard_normal((8, COLUMNS))
+    return x.T @ x / len(x)
+
+
+@pytest.fixture(scope="module")
+def weight() -> NDArray[np.float32]:
+    return (0.02 * np.random.default_rng(1).standard_t(5, (ROWS, COLUMNS))).astype(np.float32)
+
+
+def loss(weight: NDArray[np.float32], packed: NDArray[np.uint8], qtype: Q, h: NDArray[np.float64]) -> float:
+    error = (weight - dequantize(packed, qtype)).astype(np.float64)
+    return float(((error @ (h + DAMPING * np.diag(h).mean() * np.eye(len(h)))) * error).sum())
+
+
+@pytest.mark.parametrize("qtype", refinable(), ids=lambda t: t.name)
+def test_reported_error_is_the_loss_of_the_bytes(
+    qtype: Q, weight: NDArray[np.float32], moments: NDArray[np.float64]
+) -> None:
+    refined = refine(weight, moments, qtype, threads=1, damping=DAMPING)
+    assert refined.error == pytest.approx(loss(weight, refined.packed, qtype, moments), rel=1e-3)
+
+
+@pytest.mark.parametrize("qtype", [Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0])
+def test_far_less_loss_of_plain_rounding(
+    qtype: Q, weight: NDArray[np.float32], moments: NDArray[np.float64]
+) -> None:
+    refined = refine(weight, moments, qtype, threads=1, damping=DAMPING)
+    assert refined.error < 0.6 * loss(weight, quantize(weight, qtype), qtype, moments)
+
+
+@pytest.mark.parametrize("qtype", [Q.IQ4_NL, Q.Q3_K])
+def test_revisits_only_improve(qtype: Q, weight: NDArray[np.float32], moments: NDArray[np.float64]) -> None:
+    errors = [refine(weight, moments, qtype, threads=1, revisits=n).error for n in (0, 1, 3)]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_bits_buy_accuracy(weight: NDArray[np.float32], moments: NDArray[np.float64]) -> None:
+    ladder = (Q.Q2_K, Q.Q3_K, Q.IQ4_XS, Q.Q5_K, Q.Q6_K, Q.Q8_0)
+    errors = [refine(weight, moments, t, threads=1).error for t in ladder]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_slabs_and_threads_give_the_same_bytes(
+    weight: NDArray[np.float32], moments: NDArray[np.float64]
+) -> None:
+    tall = np.concatenate([weight * f for f in range(1, 9)])
+    whole = Refiner(moments, Q.Q4_1, threads=2).refine(tall)
+    slabs = Refiner(moments, Q.Q4_1, threads=1)
+    parts = [slabs.refine(tall[i : i + 64]).packed for i in range(0, len(tall), 64)]
+    assert (whole.packed != np.concatenate(parts)).mean() < 1e-3  # BLAS may order sums by shape
+    again = Refiner(moments, Q.Q4_1, threads=1).refine(tall)
+    np.testing.assert_array_equal(whole.packed, again.packed)
+
+
+def test_importance_alone_weights_the_columns(weight: NDArray[np.float32]) -> None:
+    salience = np.ones(COLUMNS)
+    salience[::2] = 100.0
+    error = weight - dequantize(refine(weight, salience, Q.Q4_0, threads=1).packed, Q.Q4_0)
+    flat = weight - dequantize(refine(weight, np.ones(COLUMNS), Q.Q4_0, threads=1).packed, Q.Q4_0)
+    assert (error[:, ::2] ** 2).sum() < 0.95 * (flat[:, ::2] ** 2).sum()
+
+
+@pytest.mark.parametrize("qtype", refinable(), ids=lambda t: t.name)
+def test_zero_rows_and_zero_blocks_stay_zero(qtype: Q, moments: NDArray[np.float64]) -> None:
+    weight = np.zeros((3, COLUMNS), np.float32)
+    weight[1, 300:310] = 1.0
+    values = dequantize(refine(weight, moments, qtype, threads=1).packed, qtype)
+    assert not values[[0, 2]].any() and np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e3])
+@pytest.mark.parametrize("qtype", [Q.IQ4_NL, Q.Q4_1, Q.Q4_K])
+def test_tiny_and_huge_weights_stay_finite(
+    qtype: Q, factor: float, weight: NDArray[np.float32], moments: NDArray[np.float64]
+) -> None:
+    scaled = (weight * factor).astype(np.float32)
+    values = dequantize(refine(scaled, moments, qtype, threads=1).packed, qtype)
+    assert np.isfinite(values).all()
+    assert np.abs(values - scaled).max() <= np.abs(scaled).max() + 1e-6
+
+
+def test_row_width_that_does_not_fit_is_refused(moments: NDArray[np.float64]) -> None:
+    with pytest.raises(RecipeError, match=r"Q4_K.*320.*256"):
+        Refiner(moments[:320, :320], Q.Q4_K)
+    with pytest.raises(RecipeError, match="512 input channels"):
+        Refiner(moments, Q.Q4_0).refine(np.zeros((2, 64), np.float32))
+
+
+def test_f16_rounding_is_numpys() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 0x477FE000, 20000).astype(np.uint32)  # positive floats up to the largest half
+    values = bits.view(np.float32)
+    values = np.concatenate([values, -values, np.float32([0, 6.1e-5, 6.2e-5, 1 + 2**-11, 1 + 3 * 2**-11])])
+    got = np.array([round_f16(v) for v in values], np.float32)
+    np.testing.assert_array_equal(got, values.astype(np.float16).astype(np.float32))

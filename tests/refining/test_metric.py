@@ -1,0 +1,87 @@
+"""The factorizations behind the sweeps, against the loss written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gguf_splitquant.errors import SplitQuantError
+from gguf_splitquant.refining.metric import Sweep, prepare, visiting_order
+
+
+def moments(columns: int, seed: int = 0) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((3 * columns, columns)) @ (
+        np.eye(columns) + 0.2 * rng.standard_normal((columns, columns))
+    )
+    x = mixed * np.exp(rng.standard_normal(columns))
+    return x.T @ x / len(x)
+
+
+def block_losses(sweep: Sweep, error: NDArray[np.float64], quantized_before_only: bool) -> list[float]:
+    """|M_bb (x_b - q_b)|^2 with x_b - q_b = e_b + coupling e, over all blocks."""
+    assert sweep.coupling is not None
+    count, sub, _ = sweep.low.shape
+    losses = []
+    for b in range(count):
+        here = slice(b * sub, (b + 1) * sub)
+        known = here.start if quantized_before_only else len(error)
+        miss = error[here] + sweep.coupling[here, :known].astype(np.float64) @ error[:known]
+        losses.append(float((sweep.weight[b] * (sweep.low[b].astype(np.float64) @ miss) ** 2).sum()))
+    return losses
+
+
+def test_first_sweep_splits_the_whole_loss_into_block_losses() -> None:
+    h = moments(96)
+    metric = prepare(h, 32, 32, damping=0.01)
+    error = np.random.default_rng(1).standard_normal(96)
+    damped = h + 0.01 * np.diag(h).mean() * np.eye(96)
+    loss = error @ damped[np.ix_(metric.order, metric.order)] @ error
+    assert sum(block_losses(metric.first, error, True)) == pytest.approx(loss, rel=1e-4)
+
+
+def test_later_sweep_measures_a_block_around_its_conditional_optimum() -> None:
+    h = moments(64)
+    metric = prepare(h, 16, 32, damping=0.05)
+    assert metric.later is not None
+    damped = (h + 0.05 * np.diag(h).mean() * np.eye(64))[np.ix_(metric.order, metric.order)]
+    rng = np.random.default_rng(2)
+    error = rng.standard_normal(64)
+    changed = error.copy()
+    changed[16:32] += rng.standard_normal(16)
+    before, after = (block_losses(metric.later, e, False)[1] for e in (error, changed))
+    assert after - before == pytest.approx(changed @ damped @ changed - error @ damped @ error, rel=1e-3)
+
+
+def test_order_falls_in_salience_and_keeps_blocks_together() -> None:
+    salience = np.random.default_rng(0).lognormal(size=512)
+    order = visiting_order(salience, 16, 256)
+    assert sorted(order) == list(range(512))
+    assert [len(set(order[i : i + 256] // 256)) for i in (0, 256)] == [1, 1]
+    for start in range(0, 512, 16):
+        columns = order[start : start + 16]
+        assert len(set(columns // 16)) == 1
+        assert (np.diff(salience[columns]) <= 0).all()
+    sums = salience[order].reshape(2, 16, 16).sum(axis=2)
+    assert (np.diff(sums, axis=1) <= 0).all() and sums[0].sum() >= sums[1].sum()
+
+
+def test_rank_deficient_and_dead_channels_are_factored() -> None:
+    x = np.random.default_rng(0).standard_normal((4, 64))
+    x[:, 10:20] = 0
+    metric = prepare(x.T @ x, 32, 32, damping=0.01)
+    assert np.isfinite(metric.first.weight).all() and (metric.first.weight > 0).all()
+
+
+def test_all_zero_input_counts_columns_alike() -> None:
+    metric = prepare(np.zeros((64, 64)), 32, 32, damping=0.01)
+    np.testing.assert_allclose(metric.first.weight, 0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_broken_moments_are_refused(bad: float) -> None:
+    h = np.eye(64)
+    h[3, 3] = bad
+    with pytest.raises(SplitQuantError, match="second moments"):
+        prepare(h, 32, 32, damping=0.01)
