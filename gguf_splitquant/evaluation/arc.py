@@ -22,7 +22,7 @@ from ..runtime.engine import Engine, EngineOptions
 from .base import Column, Figure, PerModelEvaluation, Record
 from .choice_scoring import ChoiceRequest, encode_pair, score_choices
 from .significance import mcnemar, wilson_interval
-from .tasks import Question, digest
+from .tasks import Question, digest, load_questions
 from .tasks_arc import ArcName, arc_questions
 
 
@@ -166,6 +166,12 @@ class ArcEasy(MultipleChoice):
     name = "arc_easy"
 
 
+class LocalQuestions(MultipleChoice):
+    """Questions of one's own."""
+
+    name = "arc_local"
+
+
 def arc(
     name: ArcName,
     *,
@@ -192,3 +198,24 @@ def arc(
         raise EvaluationError("--shots", f"{shots} examples, and {len(examples)} are there", "use fewer")
     kind = ArcChallenge if name == "arc_challenge" else ArcEasy
     return kind(questions[:limit], examples[:shots], engine=engine)
+
+
+def arc_from_file(
+    path: Path, *, shots: int = 0, limit: int | None = None, engine: EngineOptions | None = None
+) -> MultipleChoice:
+    """The same protocol on questions of one's own.
+
+    Args:
+        path: a ``.jsonl`` or ``.parquet`` file, see :func:`load_questions`.
+        shots: number of examples: the first questions of the file, which are then not asked.
+        limit: only the first so many of the questions after them.
+        engine: how models are opened.
+
+    Raises:
+        EvaluationError: naming the file, and the line that cannot be used.
+    """
+    questions = load_questions(path)
+    if not 0 <= shots < len(questions):
+        raise EvaluationError(path, f"{shots} examples of {len(questions)} questions leave none", "use fewer")
+    examples, asked = questions[:shots], questions[shots:]
+    return LocalQuestions(asked[:limit], examples, engine=engine)

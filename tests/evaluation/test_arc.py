@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gguf_splitquant.errors import EvaluationError
 from gguf_splitquant.evaluation import choice_scoring
-from gguf_splitquant.evaluation.arc import ArcEasy, answer
+from gguf_splitquant.evaluation.arc import ArcEasy, answer, arc, arc_from_file
 from gguf_splitquant.evaluation.base import run_evaluation
 from gguf_splitquant.evaluation.choice_scoring import (
     ChoiceRequest,
@@ -24,7 +24,7 @@ from gguf_splitquant.evaluation.choice_scoring import (
     shared_prefix,
 )
 from gguf_splitquant.evaluation.divergence import log_softmax
-from gguf_splitquant.evaluation.tasks import Question
+from gguf_splitquant.evaluation.tasks import Question, write_questions
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 
 EXACT = EngineOptions(kv="f32", flash_attention=False, n_threads=1)
@@ -89,6 +89,19 @@ def test_a_pair_is_cut_where_the_context_ends(float_gguf: Path) -> None:
         assert engine.detokenize(continuation).strip() == "because"
         with pytest.raises(EvaluationError, match="no token for ''"):
             encode_pair(engine, "Question:", "")
+
+
+def test_the_prompt_is_the_harnesss(float_gguf: Path) -> None:
+    (request,) = ArcEasy(QUESTIONS[:1], EXAMPLES).requests(float_gguf, QUESTIONS[:1])
+    with Engine(float_gguf, EngineOptions(vocabulary_only=True)) as engine:
+        text = engine.detokenize(request.context[1:])
+        choices = [engine.detokenize(request.context[1:] + tail) for tail in request.continuations]
+    assert text.strip() == (
+        "Question: Tom is sad. Why?\nAnswer: He lost his toy.\n\n"
+        "Question: Is the sun hot?\nAnswer: yes\n\n"
+        "Question: Lily has a ball. What does she like?\nAnswer:"
+    )
+    assert choices == [f"{text} {choice}" for choice in QUESTIONS[0].choices]
 
 
 def test_a_question_longer_than_the_context_is_named(float_gguf: Path) -> None:
@@ -159,6 +172,27 @@ def test_settings_tell_questions_and_examples_apart() -> None:
     plain, solved = ArcEasy(QUESTIONS).settings(), ArcEasy(QUESTIONS, EXAMPLES).settings()
     assert (plain["shots"], solved["shots"]) == (0, 2)
     assert plain["data"] != solved["data"] != ArcEasy(QUESTIONS[1:], EXAMPLES).settings()["data"]
+
+
+def test_published_examples_are_the_first_of_the_validation_split() -> None:
+    evaluation = arc("arc_challenge", shots=2, limit=3)
+    assert evaluation.name == "arc_challenge"
+    assert [question.id for question in evaluation.examples] == ["Mercury_SC_407695", "Mercury_7103565"]
+    assert len(evaluation.questions) == 3
+    assert evaluation.questions[0].id == "Mercury_7175875"
+    assert arc("arc_easy").settings()["questions"] == 2376
+    with pytest.raises(EvaluationError, match="300 examples, and 299 are there"):
+        arc("arc_challenge", shots=300)
+
+
+def test_a_file_of_ones_own_gives_its_first_questions_as_examples(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    write_questions(QUESTIONS, path)
+    evaluation = arc_from_file(path, shots=2, limit=3)
+    assert evaluation.examples == QUESTIONS[:2]
+    assert evaluation.questions == QUESTIONS[2:5]
+    with pytest.raises(EvaluationError, match=r"mine\.jsonl: 6 examples of 6 questions leave none"):
+        arc_from_file(path, shots=6)
 
 
 def test_examples_that_give_the_answer_away_are_refused() -> None:
