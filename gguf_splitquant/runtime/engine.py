@@ -127,7 +127,7 @@ class Engine:
             )
         raise EngineError(self.path, f"llama.cpp cannot load it: {reason or 'it does not say why'}")
 
-    def _open_context(self) -> Any:
+    def _context_params(self) -> Any:
         lib, options = self._lib, self.options
         threads = options.n_threads or default_threads()
         params = lib.llama_context_default_params()
@@ -146,6 +146,11 @@ class Engine:
             else int(options.flash_attention)
         )
         params.no_perf = True
+        return params
+
+    def _open_context(self) -> Any:
+        lib, options = self._lib, self.options
+        params = self._context_params()
         context = lib.llama_init_from_model(self._model, params)
         if not context:
             self._free()

@@ -1,0 +1,203 @@
+"""Calibration: a float model in, the second moments of all its layer inputs out; done once per checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from numpy.typing import NDArray
+
+from ..cache import cache_dir
+from ..errors import SplitQuantError
+from ..gguf_io.header import read_header
+from ..progress import SILENT, Progress
+from ..runtime.engine import EngineOptions
+from .moments import Moments, MomentWriter, TokenWeighting
+from .observer import ObservedEngine
+from .own_text import OwnText, write_own_text, writing_options
+
+I32 = NDArray[np.int32]
+
+_VERSION = 1
+"""Raised whenever the same settings give other moments: part of the cache key."""
+
+_SLAB = 1536
+"""Tokens per pass through the graph: bounds the memory for activations (and the never computed logits)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to calibrate on, and how.
+
+    Attributes:
+        own: how the model writes its own text.
+        text: a user's own text, read instead; None: the model writes.
+        most_tokens: of ``text``, taken evenly from all over it.
+        weighting: what sink tokens count.
+        chat: begin every other text as a user's message where the model has a chat template.
+    """
+
+    own: OwnText = field(default_factory=OwnText)
+    text: Path | None = None
+    most_tokens: int = 12288
+    weighting: TokenWeighting = field(default_factory=TokenWeighting)
+    chat: bool = True
+
+
+def calibrate(
+    model: Path,
+    weights_digest: str,
+    how: Calibration | None = None,
+    *,
+    n_threads: int | None = None,
+    progress: Progress = SILENT,
+    cache: Path | None = None,
+) -> Moments:
+    """Second moments of every linear layer's input, from the cache where they are known.
+
+    Args:
+        model: the model as a GGUF file that llama.cpp runs: float, or close to it (Q8_0 halves the time).
+        weights_digest: identifies the checkpoint's weights and tokenizer; the cache key with ``how``.
+        how: text and weighting.
+        n_threads: None is one per performance core.
+        progress: of writing the text and of gathering.
+        cache: folder for results; None: ``calibration`` in the user's cache folder.
+
+    Raises:
+        EngineError: the model does not run, or its activations overflow.
+        SplitQuantError: the text is unreadable or too short; the disk is full.
+    """
+    how = how or Calibration()
+    root = cache or cache_dir() / "calibration"
+    about = _about(weights_digest, how)
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    folder = root / key
+    if folder.is_dir():
+        return Moments.open(folder)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix="unfinished-") as unfinished:
+            work = Path(unfinished) / key
+            work.mkdir()
+            tokens = (
+                user_text(model, how.text, how.own.length, how.most_tokens)
+                if how.text
+                else own_text(model, how.own, how.chat, n_threads, progress)
+            )
+            np.save(work / "tokens.npy", tokens)
+            gather(model, tokens, work, how.weighting, about, n_threads, progress)
+            if not folder.exists():
+                shutil.move(work, folder)
+    except OSError as error:
+        raise SplitQuantError(
+            root, f"cannot hold the calibration: {error}", "free space, or set GGUF_SPLITQUANT_CACHE"
+        ) from error
+    return Moments.open(folder)
+
+
+def own_text(
+    model: Path, how: OwnText, chat: bool = True, n_threads: int | None = None, progress: Progress = SILENT
+) -> I32:
+    """Text that ``model`` writes: int32 (sequences, length)."""
+    with ObservedEngine(model, writing_options(how, n_threads)) as engine:
+        opening = chat_opening(model) if chat else None
+        return write_own_text(engine, how, opening, progress)
+
+
+def user_text(model: Path, text: Path, length: int, most_tokens: int) -> I32:
+    """A file's text as pieces of ``length`` tokens, evenly from all over it: int32 (pieces, length)."""
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SplitQuantError(text, f"cannot be read as UTF-8 text: {error}", "give a text file") from error
+    with ObservedEngine(model, EngineOptions(vocabulary_only=True)) as engine:
+        tokens = engine.tokenize(content, add_special=False)
+        start = [engine.bos] if engine.adds_bos and engine.bos >= 0 else []
+    body = length - len(start)
+    pieces = len(tokens) // body
+    if pieces == 0:
+        raise SplitQuantError(
+            text, f"has {len(tokens)} tokens", f"give at least {body}, better {most_tokens}"
+        )
+    wanted = min(pieces, max(1, most_tokens // length))
+    chosen = np.linspace(0, pieces - 1, wanted).round().astype(int)
+    rows = [np.concatenate([start, tokens[i * body : (i + 1) * body]]) for i in chosen]
+    return np.stack(rows).astype(np.int32)
+
+
+def gather(
+    model: Path,
+    tokens: I32,
+    folder: Path,
+    weighting: TokenWeighting,
+    about: Mapping[str, Any],
+    n_threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Moments:
+    """Run ``tokens``, int32 (sequences, length), through the model and add up the moments in ``folder``."""
+    count, length = tokens.shape
+    together = max(1, min(count, _SLAB // length))
+    options = EngineOptions(
+        n_ctx=together * -(-length // 256) * 256,
+        n_batch=together * length,
+        n_ubatch=together * length,
+        n_sequences=together,
+        n_threads=n_threads,
+    )
+    writer = MomentWriter(folder, weighting)
+    with ObservedEngine(model, options, writer) as engine:
+        progress.start("gathering statistics of layer inputs", tokens.size, "tok")
+        for first in range(0, count, together):
+            slab = tokens[first : first + together]
+            engine.clear()
+            sequences, positions = np.divmod(np.arange(slab.size), length)
+            engine.observe(slab.reshape(-1), positions, sequences)
+            progress.advance(slab.size)
+        progress.finish()
+        return writer.finish(engine.sharing, about)
+
+
+def chat_opening(model: Path) -> str | None:
+    """What the model's chat template puts before a user's message; None without a usable template."""
+    template = read_header(model).metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        return None
+    mark = "\x00message\x00"
+
+    def refuse(reason: str) -> None:
+        raise TemplateError(reason)
+
+    try:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        # A template is data from the internet: whatever it raises means "no template" here
+        rendered = environment.from_string(template).render(
+            messages=[{"role": "user", "content": mark}],
+            bos_token="",
+            eos_token="",
+            add_generation_prompt=False,
+            raise_exception=refuse,
+            strftime_now=lambda _format: "",
+        )
+    except Exception:
+        return None
+    before, found, _ = rendered.partition(mark)
+    return before if found and before else None
+
+
+def _about(weights_digest: str, how: Calibration) -> dict[str, Any]:
+    about = dataclasses.asdict(how)
+    about["text"] = hashlib.sha256(how.text.read_bytes()).hexdigest() if how.text else None
+    if how.text is None:
+        del about["most_tokens"]
+    about["weighting"]["limit"] = str(how.weighting.limit)
+    return {**about, "weights": weights_digest, "version": _VERSION}

@@ -1,0 +1,140 @@
+"""llama.cpp's importance matrices: mean squares of layer inputs, in both of its file formats.
+
+Read for users who have one, written so that llama-quantize and others can use what calibration found. GGUF
+format: per weight ``NAME.in_sum2`` (sums of squares) and ``NAME.counts``; legacy format: a count of entries,
+then name, calls and values of each (llama.cpp, tools/imatrix/imatrix.cpp and common/imatrix-loader.cpp).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import GGUFError, OutputError
+from ..gguf_io.header import TensorEntry, read_header
+
+F32 = NDArray[np.float32]
+
+_SUMS, _COUNTS = ".in_sum2", ".counts"
+_MAX_NAME = 1024
+_CHUNK = 512
+"""Tokens per chunk that the written file claims: llama-imatrix's default."""
+
+
+def read_imatrix(path: Path) -> dict[str, F32]:
+    """Mean square of every input channel, by weight: float32 (channels,), or (experts, channels).
+
+    Experts that the text never reached count 1 in every channel, as in llama-quantize.
+
+    Raises:
+        GGUFError: neither of the two formats, or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+            if magic != b"GGUF":
+                file.seek(0)
+                return _read_legacy(path, file)
+    except OSError as error:
+        raise GGUFError(path, f"cannot be read: {error}", "give the path of an imatrix file") from error
+    return _read_gguf(path)
+
+
+def _read_gguf(path: Path) -> dict[str, F32]:
+    header = read_header(path)
+    entries = {t.name: t for t in header.tensors}
+    importance: dict[str, F32] = {}
+    with path.open("rb") as file:
+        for name, entry in entries.items():
+            if not name.endswith(_SUMS):
+                continue
+            weight = name.removesuffix(_SUMS)
+            counted = entries.get(weight + _COUNTS)
+            if counted is None:
+                raise GGUFError(path, f"has sums but no counts for {weight}", "make the imatrix again")
+            sums = _values(path, file, entry).reshape(-1, entry.shape[-1])
+            counts = _values(path, file, counted).reshape(-1, 1)
+            if len(counts) not in (1, len(sums)):
+                raise GGUFError(path, f"has {len(counts)} counts for {len(sums)} experts of {weight}")
+            means = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).astype(np.float32)
+            importance[weight] = _checked(path, weight, means[0] if len(means) == 1 else means)
+    if not importance:
+        raise GGUFError(path, "is a GGUF file, but not an imatrix", "give a file that llama-imatrix wrote")
+    return importance
+
+
+def _values(path: Path, file: BinaryIO, entry: TensorEntry) -> F32:
+    if entry.qtype is not gguf.GGMLQuantizationType.F32:
+        raise GGUFError(path, f"{entry.name} is {entry.qtype.name}, not F32", "make the imatrix again")
+    file.seek(entry.offset)
+    values: F32 = np.frombuffer(file.read(entry.nbytes), dtype="<f4")
+    return values
+
+
+def _read_legacy(path: Path, file: BinaryIO) -> dict[str, F32]:
+    size = path.stat().st_size
+
+    def number(what: str, most: int) -> int:
+        data = file.read(4)
+        value = struct.unpack("<i", data)[0] if len(data) == 4 else -1
+        if not 0 < value <= most:
+            raise GGUFError(
+                path, f"is not an imatrix, or is damaged: {what} is {value}", "give a file of llama-imatrix"
+            )
+        return int(value)
+
+    importance: dict[str, F32] = {}
+    for _ in range(number("the number of entries", size // 12)):
+        name = file.read(number("the length of a name", _MAX_NAME)).decode("utf-8", "replace")
+        calls = number("a number of calls", 2**31 - 1)
+        count = number("a number of values", size // 4)
+        data = file.read(4 * count)
+        if len(data) < 4 * count:
+            raise GGUFError(path, f"ends inside the values of {name}", "make the imatrix again")
+        importance[name] = _checked(path, name, np.frombuffer(data, dtype="<f4") / np.float32(calls))
+    return importance
+
+
+def _checked(path: Path, name: str, values: NDArray[Any]) -> F32:
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise GGUFError(path, f"has NaN, infinite or negative values for {name}", "make the imatrix again")
+    return values.astype(np.float32, copy=False)
+
+
+def write_imatrix(
+    path: Path, importance: Mapping[str, NDArray[np.float64]], tokens: Mapping[str, int], source: str
+) -> None:
+    """Write llama.cpp's GGUF format, which llama-quantize reads with ``--imatrix``.
+
+    Args:
+        path: is replaced if it exists.
+        importance: mean square of every input channel by weight, (channels,) or (experts, channels).
+        tokens: tokens behind each mean.
+        source: what the text was; stands in the file as its data set.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        writer = gguf.GGUFWriter(path, "imatrix")
+        writer.add_type("imatrix")
+        writer.add_array("imatrix.datasets", [source])
+        writer.add_uint32("imatrix.chunk_count", max(1, max(tokens.values(), default=0) // _CHUNK))
+        writer.add_uint32("imatrix.chunk_size", _CHUNK)
+        for name in sorted(importance):
+            means = np.atleast_2d(importance[name])
+            count = np.float32(tokens[name])
+            writer.add_tensor(name + _SUMS, (means * count).astype(np.float32))
+            writer.add_tensor(name + _COUNTS, np.full((len(means), 1), count, np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:
+        raise OutputError(path, f"cannot be written: {error}", "choose another place") from error

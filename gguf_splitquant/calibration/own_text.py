@@ -1,0 +1,103 @@
+"""Text that the model writes itself: calibration without a data set.
+
+A sample of the model's own distribution at temperature 1 is, by construction, the text on which its
+next-token distribution matters. Sequences start from a random token, so that together they cover the
+vocabulary; for a chat model every other one starts where a user's message would, and the model writes both
+sides of a conversation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..progress import SILENT, Progress
+from ..runtime.engine import EngineOptions
+from .observer import ObservedEngine
+
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """How the model writes its calibration text.
+
+    Attributes:
+        sequences: texts written side by side.
+        length: tokens of each.
+        temperature: of the sampling; 1 is the model's own distribution.
+        seed: of first tokens and sampling.
+    """
+
+    sequences: int = 32
+    length: int = 384
+    temperature: float = 1.0
+    seed: int = 0
+
+
+def write_own_text(
+    engine: ObservedEngine, how: OwnText, opening: str | None = None, progress: Progress = SILENT
+) -> I32:
+    """Let the model write: int32 (sequences, length).
+
+    Args:
+        engine: opened with :func:`writing_options`.
+        how: amount and seed.
+        opening: what stands before a user's message in the model's chat template; None: no chat.
+        progress: counts tokens.
+    """
+    rng = np.random.default_rng(how.seed)
+    starters = _ordinary_tokens(engine)
+    prompts = []
+    for i in range(how.sequences):
+        prompt = [engine.bos] if engine.adds_bos and engine.bos >= 0 else []
+        if opening is not None and i % 2:
+            text = engine.tokenize(opening, add_special=True, parse_special=True)
+            prompt = text[: how.length // 2].tolist()
+        prompts.append([*prompt, int(rng.choice(starters))] if not (opening and i % 2) else prompt)
+    text = np.zeros((how.sequences, how.length), np.int32)
+    known = np.array([len(p) for p in prompts])
+    for i, prompt in enumerate(prompts):
+        text[i, : len(prompt)] = prompt
+    every = np.arange(how.sequences)
+    engine.clear()
+    progress.start("writing calibration text", text.size, "tok")
+    for position in range(how.length - 1):
+        logits = engine.decode(text[:, position], np.full(how.sequences, position), every, True)
+        drawn = _sample(logits, how.temperature, rng)
+        free = known <= position + 1
+        text[free, position + 1] = drawn[free]
+        for i in every[free]:
+            if engine.ends_text(int(text[i, position])):  # a new text follows, as in training
+                text[i, position + 1] = rng.choice(starters)
+        progress.advance(how.sequences)
+    progress.finish()
+    return text
+
+
+def writing_options(how: OwnText, n_threads: int | None = None) -> EngineOptions:
+    """How an engine for :func:`write_own_text` is opened."""
+    cells = -(-how.length // 256) * 256
+    return EngineOptions(
+        n_ctx=how.sequences * cells,
+        n_batch=how.sequences,
+        n_ubatch=how.sequences,
+        n_sequences=how.sequences,
+        n_threads=n_threads,
+    )
+
+
+def _sample(logits: NDArray[np.float32], temperature: float, rng: np.random.Generator) -> I32:
+    """One token per row from softmax(logits / temperature), by inverting the cumulative distribution."""
+    shifted = (logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature)
+    cumulative = np.cumsum(np.exp(shifted), axis=1, dtype=np.float64)
+    wanted = rng.random(len(logits)) * cumulative[:, -1]
+    drawn = [np.searchsorted(row, point, side="right") for row, point in zip(cumulative, wanted, strict=True)]
+    return np.minimum(np.array(drawn, np.int32), np.int32(logits.shape[1] - 1))
+
+
+def _ordinary_tokens(engine: ObservedEngine) -> I32:
+    """Tokens that are text: neither control, unknown, unused nor single bytes."""
+    return np.array([t for t in range(engine.n_vocab) if engine.is_text(t)], np.int32)
