@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-harness lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/gguf-splitquant build-runtime
@@ -17,6 +17,11 @@ test: $(VENV)/installed-test
 	$(BIN)/gguf-splitquant build-runtime
 	$(BIN)/gguf-splitquant build-runtime --stock --with-tools
 	$(BIN)/python -m pytest
+
+# ARC against lm-evaluation-harness: a gigabyte of packages and a quarter of an hour
+test-harness: $(VENV)/installed-test
+	$(BIN)/pip install --quiet '.[eval-oracle]'
+	$(BIN)/python -m pytest tests/evaluation/test_arc_harness.py
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
