@@ -127,11 +127,13 @@ class Evaluation(abc.ABC):
     Attributes:
         name: of the command (``arc``) and in results.
         version: raised when the same model would get other figures.
+        about_baseline: a model's records depend on what the baseline is (not only its figures).
         columns: of the table, most important first.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    about_baseline: ClassVar[bool] = False
     columns: ClassVar[Sequence[Column]]
 
     @abc.abstractmethod
@@ -206,7 +208,8 @@ def run_evaluation(
             raise EvaluationError(model, "no such file", "give the path of a GGUF file")
     if len({model.resolve() for model in models}) != len(models):
         raise EvaluationError("models", "the same file is given twice", "name each file once")
-    journals = [Journal.open(folder, evaluation, model, resume=resume) for model in models]
+    base = models[0] if evaluation.about_baseline else None
+    journals = [Journal.open(folder, evaluation, model, resume=resume, baseline=base) for model in models]
     try:
         for item in evaluation.measure(models, [journal.records for journal in journals], progress):
             journals[item.model].add(item.key, item.record)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
@@ -28,8 +30,18 @@ class Journal:
         self._file = file
 
     @classmethod
-    def open(cls, folder: Path, evaluation: Evaluation, model: Path, *, resume: bool) -> Journal:
+    def open(
+        cls,
+        folder: Path,
+        evaluation: Evaluation,
+        model: Path,
+        *,
+        resume: bool,
+        baseline: Path | None = None,
+    ) -> Journal:
         """The journal of ``evaluation`` on ``model`` in ``folder``; empty unless ``resume``.
+
+        Where records are about a pair of files, ``baseline`` is the other one.
 
         Raises:
             OutputError: the folder cannot be written to.
@@ -41,21 +53,19 @@ class Journal:
             "settings": evaluation.settings(),
             "model": model_identity(model),
         }
+        if baseline is not None:
+            head["baseline"] = model_identity(baseline)
         digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()[:12]
         path = folder / f"{evaluation.name}-{model.stem}-{digest}.jsonl"
         records = _read(path, head) if resume and path.exists() else {}
-        try:
+        with _writing(path):
             folder.mkdir(parents=True, exist_ok=True)
             # rewritten rather than appended to: an interruption may have left half a line at the end
             file = path.open("w", encoding="utf-8")
-            journal = cls(path, head, {}, file)
-            journal._write(head)
-            for key, record in records.items():
-                journal.add(key, record)
-        except OSError as error:
-            raise OutputError(
-                path, f"cannot be written: {error.strerror}", "choose another folder"
-            ) from error
+        journal = cls(path, head, {}, file)
+        journal._write(head)
+        for key, record in records.items():
+            journal.add(key, record)
         return journal
 
     def add(self, key: str, record: Record) -> None:
@@ -64,8 +74,9 @@ class Journal:
         self._write({"key": key, "record": record})
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
-        self._file.flush()
+        with _writing(self.path):
+            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file; the records stay."""
@@ -78,6 +89,15 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cause = f"cannot write: {error.strerror}"
+        raise OutputError(path, cause, "make room or choose another folder") from error
 
 
 def model_identity(model: Path) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""What ``inspect`` says about a file of ours and about any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_splitquant.cli import main
+from gguf_splitquant.convert import convert
+from gguf_splitquant.recipe import RECIPES
+from tests.evaluation.test_contents import write
+from tests.sample_models import small_model
+
+
+def test_a_split_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "paper.gguf"
+    model = small_model()
+    report = convert(model, path, RECIPES["paper"])
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == model.n_params
+    assert found["bytes"] == path.stat().st_size
+    assert (found["layout"], found["recipe"]["k"]) == ("value", 3)
+    tensors = {tensor["name"]: tensor for tensor in found["tensors"]}
+    assert set(tensors) == {tensor.name for tensor in model.tensors}
+    split = tensors["blk.0.ffn_up.weight"]
+    assert len(split["types"]) == 3 and split["shape"] == [96, 256]
+    assert split["bpw"] == pytest.approx(8 * split["bytes"] / (96 * 256))
+    assert split["relative_error"] == pytest.approx(report.relative_errors["blk.0.ffn_up.weight"], rel=1e-6)
+    assert tensors["token_embd.weight"]["relative_error"] is None
+    assert main(["inspect", str(path)]) == 0
+    table = capsys.readouterr().out
+    assert "recipe   bits 4, granularity tensor, k 3" in table
+    assert f"{path.stat().st_size:,} bytes" in table
+
+
+def test_any_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "other.gguf", {"token_embd.weight": np.ones((4, 32), np.float32)})
+    assert main(["inspect", str(path)]) == 0
+    table = capsys.readouterr().out
+    assert "layout" not in table and "types    1 F32" in table
+    path.write_bytes(path.read_bytes()[:100])
+    assert main(["inspect", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "other.gguf: ends inside its header" in error
