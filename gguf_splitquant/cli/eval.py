@@ -82,8 +82,7 @@ def _options(args: argparse.Namespace) -> EvaluationOptions:
     return EvaluationOptions(
         text=TextOptions(read_text(args.text), args.ctx, args.limit_tokens, engine),
         speed=SpeedOptions(rounds=args.rounds, engine=engine),
-        # ARC sizes its own context unless it is told how to open models
-        engine=None if args.threads is None else engine,
+        engine=engine,
         shots=args.shots,
         limit_questions=args.limit_questions,
     )

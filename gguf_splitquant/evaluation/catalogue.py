@@ -30,7 +30,7 @@ class EvaluationOptions:
 
     text: TextOptions
     speed: SpeedOptions = field(default_factory=SpeedOptions)
-    engine: EngineOptions | None = None
+    engine: EngineOptions = field(default_factory=EngineOptions)
     shots: int = 0
     limit_questions: int | None = None
     cache: Path | None = None

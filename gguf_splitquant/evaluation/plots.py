@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 640, 400
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 16, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 20, 16, 48
 _LABEL = 15
 """Least vertical distance of two labels."""
-_CHARACTER = 7.2
-"""Width of a character of a label, roughly."""
+_CHARACTER = 9.0
+"""Width of a character of a label, roughly, in the larger letters that a phone gets."""
+_LONGEST = 28
+"""Characters of a label; the whole name is in the point's tooltip."""
 
 
 class Point(NamedTuple):
@@ -79,7 +81,8 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str) -> str:
         kind = "point on" if point in front else "point"
         name = html.escape(f"{point.label}: {point.x:.1f} MB, {point.y:.4g}")
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{name}</title></circle>')
-        width = _CHARACTER * len(point.label)
+        label = _short(point.label)
+        width = _CHARACTER * len(label)
         to_left = x + 10 + width > _WIDTH
         start = x - 10 - width if to_left else x + 10
         level = y + 4
@@ -90,14 +93,14 @@ def scatter(points: Sequence[Point], *, x_title: str, y_title: str) -> str:
             level += _LABEL
         placed.append((start, start + width, level))
         parts.append(
-            _write(x - 10 if to_left else x + 10, level, point.label, anchor="end" if to_left else "start")
+            _write(x - 10 if to_left else x + 10, level, label, anchor="end" if to_left else "start")
         )
     return "".join([*parts, "</svg>"])
 
 
 def interval_bars(bars: Sequence[Bar], *, reference: float) -> str:
     """A horizontal interval with its estimate per file, and a line at ``reference``."""
-    label_width = min(260.0, _CHARACTER * max(len(bar.label) for bar in bars) + 16)
+    label_width = _CHARACTER * max(len(_short(bar.label)) for bar in bars) + 16
     low = max(0.0, math.floor(10 * (min(bar.low for bar in bars) - 0.02)) / 10)
     high = min(1.0, math.ceil(10 * (max(bar.high for bar in bars) + 0.02)) / 10)
     row, head = 30, 10
@@ -114,13 +117,17 @@ def interval_bars(bars: Sequence[Bar], *, reference: float) -> str:
     parts.append(_line("reference", place(reference), head, place(reference), height - 26))
     for number, bar in enumerate(bars):
         y = head + row * (number + 0.5)
-        parts.append(_write(label_width - 10, y + 4, bar.label, anchor="end"))
+        parts.append(_write(label_width - 10, y + 4, _short(bar.label), anchor="end"))
         parts.append(_line("interval", place(bar.low), y, place(bar.high), y))
         name = html.escape(f"{bar.label}: {bar.value:.1%} ({bar.low:.1%} to {bar.high:.1%})")
         x = place(bar.value)
         parts.append(f'<circle class="point on" cx="{x:.1f}" cy="{y}" r="5"><title>{name}</title></circle>')
         parts.append(_write(_WIDTH - 4, y + 4, f"{bar.value:.1%}", anchor="end"))
     return "".join([*parts, "</svg>"])
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "\u2026"
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -54,8 +54,8 @@ def _files(models: Sequence[ModelFacts]) -> str:
             f'<td class="n">{model.file_bytes / 1e6:,.1f}</td>',
             f'<td class="n">{model.file_bpw:.2f}</td>',
             f'<td class="n">{"-" if model.linear_bpw is None else f"{model.linear_bpw:.2f}"}</td>',
-            f"<td>{_text(', '.join(f'{n} {kind}' for kind, n in model.types.items()))}</td>",
-            f"<td>{_text(_recipe(model))}</td>",
+            f'<td class="free">{_text(", ".join(f"{n} {kind}" for kind, n in model.types.items()))}</td>',
+            f'<td class="free">{_text(_recipe(model))}</td>',
         ]
         for model in models
     ]
@@ -124,7 +124,8 @@ def _table_section(result: EvaluationResult) -> str:
         rows.append(cells)
     head = ["file", *(column.title for column in result.columns)]
     notes = [f"{model.model.name}: {note}" for model in result.models for note in model.notes]
-    legend = "; ".join(f"{column.title}: {column.about}" for column in result.columns if column.about)
+    explained = [(column.title, column.about.rstrip(".")) for column in result.columns if column.about]
+    legend = "; ".join(f"{title}: {about}" for title, about in explained)
     settings = ", ".join(f"{key} {value}" for key, value in result.settings.items() if value is not None)
     foot = "".join(f"<p>{_text(line)}</p>" for line in [legend, *notes, settings] if line)
     return _section(
@@ -170,7 +171,12 @@ def _errors(model: ModelFacts) -> str:
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    heads = "".join(f'<th scope="col">{_text(title)}</th>' for title in head)
+    # a head stands where its figures stand
+    kinds = [re.match(r'<td class="(n|free)', cell) for cell in (rows[0] if rows else head)]
+    heads = "".join(
+        f'<th scope="col" class="{kind.group(1) if kind else ""}">{_text(title)}</th>'
+        for title, kind in zip(head, kinds, strict=True)
+    )
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     # the wrapper scrolls sideways on a phone, the page does not
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -168,6 +168,12 @@ def _probe(model: Path, options: EngineOptions, prompt_tokens: int, decode_token
 def _peak_memory() -> int:
     """Peak resident memory of this process in bytes; 0 where the system does not tell."""
     try:
+        # getrusage is no good on Linux: its peak includes that of the parent, before this program began
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
+    try:
         import resource
     except ImportError:
         return 0

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import EngineError, GGUFError
 from ..gguf_io.header import read_header
 from ..gguf_io.metadata import KEY_VERSION
+from .engine_batch import Batch
 from .engine_log import EngineLog, captured
 from .library import BUILD_COMMAND, is_patched, load_llama_cpp
 from .threads import default_threads
@@ -101,7 +102,7 @@ class Engine:
             if not self.options.vocabulary_only:
                 self._context = self._open_context()
                 self._memory = self._lib.llama_get_memory(self._context)
-                self._batch = _Batch(self._lib, self.n_batch)
+                self._batch = Batch(self._lib, self.n_batch)
 
     # -- opening and closing ---------------------------------------------------------------------------
 
@@ -372,44 +373,6 @@ class Engine:
                 yield piece
         if rest := decoder.decode(b"", final=True):
             yield rest
-
-
-class _Batch:
-    """The arrays behind ``llama_batch``, made once: filling them is four numpy copies."""
-
-    def __init__(self, lib: Any, size: int) -> None:
-        self.size = size
-        self._tokens = np.zeros(size, dtype=np.int32)
-        self._positions = np.zeros(size, dtype=np.int32)
-        self._sequences = np.zeros(size, dtype=np.int32)
-        self._outputs = np.zeros(size, dtype=np.int8)
-        self._counts = np.ones(size, dtype=np.int32)
-        # seq_id is an array of pointers, here to consecutive elements of _sequences
-        addresses = self._sequences.ctypes.data + 4 * np.arange(size, dtype=np.uintp)
-        self._addresses = addresses.astype(np.uintp)
-        int32 = ctypes.POINTER(ctypes.c_int32)
-        self.struct = lib.llama_batch(
-            n_tokens=0,
-            token=self._tokens.ctypes.data_as(int32),
-            embd=None,
-            pos=self._positions.ctypes.data_as(int32),
-            n_seq_id=self._counts.ctypes.data_as(int32),
-            seq_id=self._addresses.ctypes.data_as(ctypes.POINTER(int32)),
-            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def fill(self, tokens: ArrayLike, positions: ArrayLike, sequences: ArrayLike, outputs: ArrayLike) -> int:
-        """Put one batch in; the number of wanted outputs."""
-        ids = np.asarray(tokens)
-        n = len(ids)
-        if not 0 < n <= self.size:
-            raise ValueError(f"{n} tokens in a batch of at most {self.size}")
-        self._tokens[:n] = ids
-        self._positions[:n] = positions
-        self._sequences[:n] = sequences
-        self._outputs[:n] = outputs
-        self.struct.n_tokens = n
-        return int(np.count_nonzero(self._outputs[:n]))
 
 
 def _is_split_file(path: Path) -> bool:

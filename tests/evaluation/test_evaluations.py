@@ -100,7 +100,8 @@ def test_speed_is_interleaved_and_paired(float_gguf: Path, int8_gguf: Path, tmp_
     for figures in (model.figures for model in result.models):
         for key in ("decode", "prompt", "load"):
             assert figures[key].value > 0
-        assert figures["memory"].value * 1e6 > 20e6
+        # of a small process of its own, not of this one with torch in it
+        assert 20 < figures["memory"].value < 400
     ratios = Speed(options).summarize(
         {"a": record(10.0), "b": record(30.0), "c": record(5.0)},
         {"a": record(5.0), "b": record(20.0), "d": record(1.0)},

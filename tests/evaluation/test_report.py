@@ -39,7 +39,7 @@ def test_scatter_stays_inside_its_frame(pairs: list[tuple[float, float]]) -> Non
     circles = root.findall("circle")
     assert len(circles) == len(pairs)
     for circle in circles:
-        assert 64 <= float(circle.attrib["cx"]) <= 620 and 16 <= float(circle.attrib["cy"]) <= 352
+        assert 84 <= float(circle.attrib["cx"]) <= 620 and 16 <= float(circle.attrib["cy"]) <= 352
 
 
 def test_bars() -> None:
