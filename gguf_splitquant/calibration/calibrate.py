@@ -199,5 +199,5 @@ def _about(weights_digest: str, how: Calibration) -> dict[str, Any]:
     about["text"] = hashlib.sha256(how.text.read_bytes()).hexdigest() if how.text else None
     if how.text is None:
         del about["most_tokens"]
-    about["weighting"]["limit"] = str(how.weighting.limit)
+    about["weighting"]["limit"] = str(how.weighting.limit)  # JSON has no infinity
     return {**about, "weights": weights_digest, "version": _VERSION}

@@ -80,27 +80,27 @@ class MomentWriter:
 class TokenWeighting:
     """How much each token counts in the moments of an input.
 
-    Some tokens, most of all the first of a text, carry activations a thousand times larger than all others
-    (attention sinks). They must stay in the statistics: leaving them out makes their output wrong, on which
-    every later token attends. But at full weight they are all that a few layers' statistics see.
+    Some tokens, most of all the first of a text, are attention sinks: in a few layers they carry activations
+    a thousand times larger than all others, in many layers far smaller ones, and every later token attends
+    to them. Leaving them out of the statistics ruins the model.
 
     Attributes:
-        limit: a token counts with at most ``limit`` times the median energy of the tokens beside it;
-            infinity counts all as they are.
+        floor: a token counts with at least ``floor`` times the median energy of the tokens beside it.
+        limit: and with at most ``limit`` times; infinity counts massive ones as they are.
     """
 
+    floor: float = 0.0
     limit: float = float("inf")
 
     def apply(self, inputs: F32) -> F32:
-        """Scale down the rows with more than their share; (tokens, channels) in and out."""
-        if not np.isfinite(self.limit):
-            return inputs
+        """Scale the rows to the energy that they count with; (tokens, channels) in and out."""
         energy = np.einsum("ij,ij->i", inputs, inputs)
-        most = np.float32(self.limit) * np.median(energy)
-        excess = energy > most
-        if not excess.any():
+        middle = np.median(energy)
+        wanted = np.clip(energy, np.float32(self.floor) * middle, np.float32(self.limit) * middle)
+        if (wanted == energy).all():
             return inputs
-        scale = np.sqrt(np.where(excess, most / np.maximum(energy, np.float32(1e-30)), np.float32(1)))
+        # a token without any activation cannot be scaled up
+        scale = np.sqrt(np.where(energy > 0, wanted / np.where(energy > 0, energy, 1), 1))
         return (inputs * scale[:, None]).astype(np.float32)
 
 

@@ -161,6 +161,19 @@ def test_weighting_limits_only_the_massive_tokens() -> None:
     assert TokenWeighting().apply(x) is x
 
 
+def test_weighting_lifts_faint_tokens_to_the_floor() -> None:
+    x = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    x[0] *= 1e-3
+    x[1] = 0
+    lifted = TokenWeighting(floor=1).apply(x)
+    energy = (lifted**2).sum(axis=1)
+    median = np.median((x**2).sum(axis=1))
+    assert energy[0] == pytest.approx(median, rel=1e-3) and energy[1] == 0
+    assert (energy[2:] >= median * 0.999).all()
+    loud = (x**2).sum(axis=1) > median
+    np.testing.assert_allclose(lifted[loud], x[loud], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("template", "opening"),
     [
