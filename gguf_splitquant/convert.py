@@ -2,7 +2,8 @@
 
 Each tensor is read, clustered, packed and written slab by slab at its place in the file, several tensors at
 a time. Memory is a few slabs per thread, whatever the model's size, and the bytes do not depend on the
-number of threads.
+number of threads. Tensors that are refined with error feedback come one at a time, with all threads on
+each, and are held as a whole.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gguf import quants
@@ -31,6 +32,9 @@ from .sources.model import SourceModel, to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
 
+if TYPE_CHECKING:
+    from .calibration.moments import Moments
+
 
 @dataclass(frozen=True)
 class ConversionReport:
@@ -40,7 +44,7 @@ class ConversionReport:
         path: the file.
         total_bytes: its size.
         plan: what became of every tensor.
-        relative_errors: per split weight, sum((w - decoded)**2) / sum(w**2).
+        relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2).
     """
 
     path: Path
@@ -60,6 +64,7 @@ def convert(
     out: Path,
     recipe: Recipe,
     *,
+    moments: Moments | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -70,6 +75,9 @@ def convert(
         model: the source.
         out: the file to write. It appears only when it is complete.
         recipe: how.
+        moments: statistics of this model's layer inputs (:func:`.calibration.checkpoint.calibrate_model`),
+            for the stock layout. Without them, and for a weight that they lack, all input channels count
+            the same and there is no error feedback.
         force: replace ``out`` if it exists.
         threads: tensors in work at a time; all cores by default. The file does not depend on it.
         progress: told of every slab, in bytes of the checkpoint.
@@ -80,7 +88,7 @@ def convert(
     """
     plan, layout = plan_file(model, recipe)
     with PartialFile(out, layout.total_bytes, force=force) as file:
-        work = _Conversion(plan, layout, file, progress)
+        work = _Conversion(plan, layout, file, moments, progress)
         work.run(threads or os.cpu_count() or 1)
         metadata = file_metadata(model, plan, work.relative_errors)
         header = build_layout(model.architecture, metadata, plan.outputs).header
@@ -94,10 +102,18 @@ def convert(
 class _Conversion:
     """One run: what the worker threads share."""
 
-    def __init__(self, plan: Plan, layout: FileLayout, file: PartialFile, progress: Progress) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        layout: FileLayout,
+        file: PartialFile,
+        moments: Moments | None,
+        progress: Progress,
+    ) -> None:
         self._plan = plan
         self._layout = layout
         self._file = file
+        self._moments = moments
         self._progress = progress
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -107,7 +123,7 @@ class _Conversion:
         total = sum(t.source.n_params * t.source.dtype.itemsize for t in self._plan.tensors)
         self._progress.start("convert", total, "B")
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
-            futures = [pool.submit(self._convert_tensor, t) for t in self._plan.tensors]
+            futures = [pool.submit(self._convert_tensor, t) for t in self._plan.tensors if not t.refined]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:
@@ -118,13 +134,33 @@ class _Conversion:
             for future in futures:
                 if future in done:
                     future.result()
+        self._refine(threads)
         self._progress.finish()
+
+    def _refine(self, threads: int) -> None:
+        """Quantize with error feedback, tensor by tensor."""
+        tensors = [t for t in self._plan.tensors if t.refined]
+        if not tensors:
+            return
+        # numba and its compiler: only for those who need them
+        from .refining.weights import WeightRefiner
+
+        refiner = WeightRefiner(self._moments, threads)
+        for plan in tensors:
+            raw = plan.source.read()
+            check_finite(plan.source, 0, raw)
+            weight = to_float32(raw, plan.source.dtype)
+            packed, error = refiner.refine(plan.source.name, weight, plan.outputs[0].qtype)
+            self._write_slab(plan, 0, [packed])
+            self._record_error(plan, error)
+            with self._lock:
+                self._progress.advance(raw.nbytes, plan.source.name)
 
     def _convert_tensor(self, plan: TensorPlan) -> None:
         try:
             if plan.encoding is not None:
                 self._write_linear(plan)
-            elif plan.split:
+            elif plan.quantized:
                 self._write_float_split(plan)
             else:
                 self._write_float(plan)

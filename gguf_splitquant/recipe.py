@@ -13,12 +13,28 @@ from typing import Literal, get_args
 
 from .errors import RecipeError
 
-Layout = Literal["float", "split"]
+Layout = Literal["float", "split", "stock"]
 Granularity = Literal["tensor", "row", "block"]
+CalibrationSource = Literal["self", "none"]
 OutType = Literal["f32", "f16", "bf16", "auto"]
 
 MAX_K = 8
 BITS = (32, 8, 4, 2)
+STOCK_TYPES = (
+    "Q2_K",
+    "Q3_K",
+    "IQ4_XS",
+    "Q4_0",
+    "IQ4_NL",
+    "Q4_K",
+    "Q4_1",
+    "Q5_0",
+    "Q5_K",
+    "Q5_1",
+    "Q6_K",
+    "Q8_0",
+)
+"""ggml types that error feedback writes, smallest first."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,11 @@ class Recipe:
 
     Attributes:
         layout: ``float`` copies the weights in ``outtype``; ``split`` is the value split of SplitQuantV2
-            (arXiv 2503.07657, section 3) with linear quantization of every sub-layer.
+            (arXiv 2503.07657, section 3) with linear quantization of every sub-layer; ``stock`` writes one
+            tensor of an ordinary ggml type per weight, refined with error feedback, for any llama.cpp.
+        qtype: ggml type of the linear layers in the stock layout.
+        calibration: the stock layout's statistics of layer inputs: ``self`` lets the model write its own
+            text, ``none`` takes all input channels for equally important and runs nothing.
         k: value clusters (sub-layers) per linear layer, 1 to 8. 1 is plain linear quantization.
         bits: width of the linear quantizer: 8, 4 or 2. 32 leaves the sub-layers in F32: the split alone,
             for proving that an engine sums them.
@@ -39,6 +59,8 @@ class Recipe:
     """
 
     layout: Layout = "split"
+    qtype: str = "IQ4_NL"
+    calibration: CalibrationSource = "self"
     k: int = 3
     bits: int = 4
     granularity: Granularity = "tensor"
@@ -57,6 +79,12 @@ class Recipe:
         if self.granularity not in get_args(Granularity):
             raise RecipeError(
                 "granularity", f"{self.granularity!r} is not one of {', '.join(get_args(Granularity))}"
+            )
+        if self.qtype not in STOCK_TYPES:
+            raise RecipeError("type", f"{self.qtype!r} is not one of {', '.join(STOCK_TYPES)}")
+        if self.calibration not in get_args(CalibrationSource):
+            raise RecipeError(
+                "calibration", f"{self.calibration!r} is not one of {', '.join(get_args(CalibrationSource))}"
             )
         if self.outtype not in get_args(OutType):
             raise RecipeError("outtype", f"{self.outtype!r} is not one of {', '.join(get_args(OutType))}")
@@ -81,5 +109,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "paper": Recipe(k=3, bits=4, granularity="tensor"),
     "plain": Recipe(k=1, bits=4, granularity="tensor"),
+    "stock": Recipe(layout="stock"),
 }
-"""Named recipes of the command line: ``paper`` is SplitQuantV2, ``plain`` its baseline."""
+"""Named recipes of the command line: ``paper`` is SplitQuantV2, ``plain`` its baseline, ``stock`` the one for
+any llama.cpp."""

@@ -33,7 +33,7 @@ def sentence(path: Path) -> str:
     from gguf_splitquant.runtime.engine import Engine
 
     with Engine(path) as engine:
-        return PROMPT + engine.generate(PROMPT, 24)
+        return PROMPT + "".join(engine.generate_text(PROMPT, 24))
 
 
 def demo(folder: Path) -> None:

@@ -10,11 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from gguf_splitquant.cache import cache_dir
 from gguf_splitquant.runtime.library import find_library
 from gguf_splitquant.runtime.sdist import VERSION, extract_llama_cpp, fetch_sdist
 from scripts import real_models
+
+# examples run on machines that are doing other things too
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,16 @@ def test_json_round_trip(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"k": 0}, {"k": 9}, {"bits": 3}, {"granularity": "column"}, {"layout": "x"}, {"outtype": "f8"}]
+    "fields",
+    [
+        {"k": 0},
+        {"k": 9},
+        {"bits": 3},
+        {"granularity": "column"},
+        {"layout": "x"},
+        {"outtype": "f8"},
+        {"calibration": "web"},
+    ],
 )
 def test_refuses_nonsense(fields: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match=next(iter(fields))):

@@ -9,11 +9,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ..recipe import BITS, MAX_K, RECIPES, Granularity, Layout, OutType, Recipe
+from ..recipe import BITS, MAX_K, RECIPES, STOCK_TYPES, Granularity, Layout, OutType, Recipe
 
 if TYPE_CHECKING:
+    from ..calibration.moments import Moments
     from ..convert import ConversionReport
     from ..planning import Plan
+    from ..progress import Progress
+    from ..sources.model import SourceModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=sorted(RECIPES),
         default="paper",
-        help="paper: SplitQuantV2, k = 3, INT4, a scale per sub-layer (default); plain: its baseline, k = 1",
+        help="paper: SplitQuantV2, k = 3, INT4, a scale per sub-layer (default); plain: its baseline, k = 1; "
+        "stock: one ordinary ggml type, refined on the model's own text, for any llama.cpp",
     )
     parser.add_argument("-k", type=int, metavar="K", help=f"value clusters per linear layer, 1 to {MAX_K}")
     parser.add_argument(
@@ -35,6 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layout", choices=get_args(Layout), help="float: copy the weights in --outtype, no split"
+    )
+    parser.add_argument(
+        "--type",
+        choices=STOCK_TYPES,
+        metavar="TYPE",
+        help=f"ggml type of the stock layout's linear layers (default: IQ4_NL): {', '.join(STOCK_TYPES)}",
+    )
+    parser.add_argument(
+        "--calibration-text",
+        type=Path,
+        metavar="FILE",
+        help="stock layout: take the statistics from this UTF-8 text, not from the model's own",
+    )
+    parser.add_argument(
+        "--no-calibration",
+        action="store_true",
+        help="stock layout: run nothing; all input channels count the same, no error feedback",
     )
     parser.add_argument(
         "--outtype",
@@ -67,6 +88,10 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     }
     if args.no_split_head:
         given["split_head"] = False
+    if args.type is not None:
+        given["qtype"] = args.type
+    if args.no_calibration:
+        given["calibration"] = "none"
     return dataclasses.replace(RECIPES[args.recipe], **given)
 
 
@@ -90,10 +115,29 @@ def run(args: argparse.Namespace) -> int:
         plan, layout = plan_file(model, recipe)
         _print_plan(plan, layout.total_bytes)
         return 0
-    report = convert(model, args.out, recipe, force=args.force, threads=args.threads, progress=ProgressBar())
+    moments = None
+    if recipe.layout == "stock" and recipe.calibration == "self":
+        moments = _calibrate(model, args, ProgressBar())
+    report = convert(
+        model,
+        args.out,
+        recipe,
+        moments=moments,
+        force=args.force,
+        threads=args.threads,
+        progress=ProgressBar(),
+    )
     seconds = time.monotonic() - started
     _print_summary(report, seconds)
     return 0
+
+
+def _calibrate(model: SourceModel, args: argparse.Namespace, progress: Progress) -> Moments:
+    from ..calibration.calibrate import Calibration
+    from ..calibration.checkpoint import calibrate_model
+
+    how = Calibration(text=args.calibration_text)
+    return calibrate_model(model, args.out.parent, how, threads=args.threads, progress=progress)
 
 
 def _print_plan(plan: Plan, total_bytes: int) -> None:

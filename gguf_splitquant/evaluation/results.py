@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import OutputError
-from ..gguf_io.metadata import KEY_LAYOUT, KEY_RECIPE, KEY_RELATIVE_ERROR, KEY_SPLIT_TENSORS
+from ..gguf_io.metadata import KEY_LAYOUT, KEY_QUANTIZED_TENSORS, KEY_RECIPE, KEY_RELATIVE_ERROR
 from ..runtime.threads import default_threads
 from .base import METRICS_VERSION, EvaluationResult
 from .contents import Contents, read_contents
@@ -85,7 +85,7 @@ def collect(models: Sequence[Path], evaluations: Sequence[EvaluationResult]) -> 
 
 def recorded_errors(contents: Contents) -> dict[str, float]:
     """Relative squared error of every split weight, sum((w - decoded)^2) / sum(w^2), as recorded."""
-    names = contents.metadata.get(KEY_SPLIT_TENSORS, [])
+    names = contents.metadata.get(KEY_QUANTIZED_TENSORS, [])
     errors = contents.metadata.get(KEY_RELATIVE_ERROR, [])
     if len(names) != len(errors):
         return {}

@@ -21,12 +21,14 @@ KEY_VERSION = "splitquant.version"
 KEY_LAYOUT = "splitquant.layout"
 KEY_RECIPE = "splitquant.recipe"
 KEY_PARAMETER_COUNT = "splitquant.parameter_count"
-KEY_SPLIT_TENSORS = "splitquant.split_tensors"
+KEY_QUANTIZED_TENSORS = "splitquant.quantized_tensors"
 KEY_RELATIVE_ERROR = "splitquant.relative_error"
 KEY_QUANTIZED_BY = Keys.General.QUANTIZED_BY
 
 LAYOUT_VALUE = "value"
 """``splitquant.layout`` of a value split: sub-layers of the full shape, outputs summed."""
+LAYOUT_STOCK = "stock"
+"""``splitquant.layout`` of a file without extra tensors, for any llama.cpp."""
 
 
 def file_metadata(
@@ -39,7 +41,7 @@ def file_metadata(
     Args:
         model: the source.
         plan: its plan.
-        relative_errors: per split weight, sum((w - decoded)**2) / sum(w**2). The keys may be filled in
+        relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2). The keys may be filled in
             later: the header's size does not depend on the figures.
     """
     pairs = dict(model.metadata)
@@ -47,15 +49,15 @@ def file_metadata(
     pairs[Keys.General.QUANTIZATION_VERSION] = _u32(GGML_QUANT_VERSION)
     if plan.recipe.layout == "float":
         return pairs
-    split = [t.source.name for t in plan.tensors if t.split]
+    quantized = [t.source.name for t in plan.tensors if t.quantized]
     pairs[KEY_QUANTIZED_BY] = _string(f"gguf-splitquant {__version__}")
     pairs[KEY_VERSION] = _u32(FORMAT_VERSION)
-    pairs[KEY_LAYOUT] = _string(LAYOUT_VALUE)
+    pairs[KEY_LAYOUT] = _string(LAYOUT_STOCK if plan.recipe.layout == "stock" else LAYOUT_VALUE)
     pairs[KEY_RECIPE] = _string(plan.recipe.to_json())
     pairs[KEY_PARAMETER_COUNT] = GGUFValue(model.n_params, GGUFValueType.UINT64)
-    if split:
-        errors = [float(np.float32(relative_errors.get(name, 0.0))) for name in split]
-        pairs[KEY_SPLIT_TENSORS] = GGUFValue(split, GGUFValueType.ARRAY, GGUFValueType.STRING)
+    if quantized:
+        errors = [float(np.float32(relative_errors.get(name, 0.0))) for name in quantized]
+        pairs[KEY_QUANTIZED_TENSORS] = GGUFValue(quantized, GGUFValueType.ARRAY, GGUFValueType.STRING)
         pairs[KEY_RELATIVE_ERROR] = GGUFValue(errors, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
     return pairs
 

@@ -30,6 +30,24 @@ _FILE_TYPES = {
     GGMLQuantizationType.Q4_1: LlamaFileType.MOSTLY_Q4_1,
     GGMLQuantizationType.Q4_K: LlamaFileType.MOSTLY_Q4_K_S,
     GGMLQuantizationType.Q2_K: LlamaFileType.MOSTLY_Q2_K,
+    GGMLQuantizationType.Q3_K: LlamaFileType.MOSTLY_Q3_K_S,
+    GGMLQuantizationType.IQ4_XS: LlamaFileType.MOSTLY_IQ4_XS,
+    GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+    GGMLQuantizationType.IQ4_NL: LlamaFileType.MOSTLY_IQ4_NL,
+    GGMLQuantizationType.Q5_0: LlamaFileType.MOSTLY_Q5_0,
+    GGMLQuantizationType.Q5_1: LlamaFileType.MOSTLY_Q5_1,
+    GGMLQuantizationType.Q5_K: LlamaFileType.MOSTLY_Q5_K_S,
+    GGMLQuantizationType.Q6_K: LlamaFileType.MOSTLY_Q6_K,
+}
+
+# what a row that is not whole super-blocks of 256 gets instead: tensor_type_fallback in llama-quant.cpp
+_NARROW_TYPES = {
+    GGMLQuantizationType.Q2_K: GGMLQuantizationType.IQ4_NL,
+    GGMLQuantizationType.Q3_K: GGMLQuantizationType.IQ4_NL,
+    GGMLQuantizationType.IQ4_XS: GGMLQuantizationType.IQ4_NL,
+    GGMLQuantizationType.Q4_K: GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q5_K: GGMLQuantizationType.Q5_1,
+    GGMLQuantizationType.Q6_K: GGMLQuantizationType.Q8_0,
 }
 
 
@@ -67,7 +85,8 @@ class TensorPlan:
         source: the tensor.
         role: its part in the model.
         outputs: the tensors it becomes: one, or the sub-layers in order.
-        encoding: how linear codes are carried; None for float outputs.
+        encoding: how linear codes are carried; None for outputs that have none.
+        refined: quantized into its one output's type with error feedback.
         note: why it is not treated as the recipe says; empty if it is.
     """
 
@@ -75,12 +94,13 @@ class TensorPlan:
     role: Role
     outputs: tuple[OutputTensor, ...]
     encoding: LinearEncoding | None = None
+    refined: bool = False
     note: str = ""
 
     @property
-    def split(self) -> bool:
-        """The recipe's split applies (even if it has one sub-layer)."""
-        return self.encoding is not None or len(self.outputs) > 1
+    def quantized(self) -> bool:
+        """The recipe applies: the weight is split or quantized, not copied."""
+        return self.encoding is not None or self.refined or len(self.outputs) > 1
 
     @property
     def nbytes(self) -> int:
@@ -140,13 +160,12 @@ def _float_qtype(model: SourceModel, recipe: Recipe) -> GGMLQuantizationType:
 
 def _plan_tensor(tensor: SourceTensor, recipe: Recipe, float_qtype: GGMLQuantizationType) -> TensorPlan:
     role = role_of(tensor)
-    splittable = role is Role.LINEAR or (role is Role.HEAD and recipe.split_head)
-    if recipe.layout == "split" and splittable:
-        planned, note = _plan_split(tensor, role, recipe)
+    note = ""
+    if recipe.layout != "float" and (role is Role.LINEAR or (role is Role.HEAD and recipe.split_head)):
+        plan = _plan_split if recipe.layout == "split" else _plan_stock
+        planned, note = plan(tensor, role, recipe)
         if planned is not None:
             return planned
-    else:
-        note = ""
     qtype = GGMLQuantizationType.F32 if stored_as_f32(tensor) else float_qtype
     return TensorPlan(tensor, role, (OutputTensor(tensor.name, qtype, tensor.shape),), note=note)
 
@@ -164,6 +183,21 @@ def _plan_split(tensor: SourceTensor, role: Role, recipe: Recipe) -> tuple[Tenso
     return TensorPlan(tensor, role, outputs, encoding), ""
 
 
+def _plan_stock(tensor: SourceTensor, role: Role, recipe: Recipe) -> tuple[TensorPlan | None, str]:
+    """One stock tensor for one weight, or None and the reason why it stays float."""
+    wanted = qtype = GGMLQuantizationType[recipe.qtype]
+    columns = tensor.shape[-1]
+    if len(tensor.shape) > 2:
+        return None, "stacked experts are not refined yet, so they stay float"
+    if columns % GGML_QUANT_SIZES[qtype][0]:
+        qtype = _NARROW_TYPES.get(qtype, qtype)
+    if columns % GGML_QUANT_SIZES[qtype][0]:
+        return None, f"{columns} columns are not whole blocks of 32, so it stays float"
+    note = "" if qtype is wanted else f"{columns} columns are not whole blocks of 256: {qtype.name} instead"
+    output = OutputTensor(tensor.name, qtype, tensor.shape)
+    return TensorPlan(tensor, role, (output,), refined=True, note=note), ""
+
+
 def stored_as_f32(tensor: SourceTensor) -> bool:
     """What every GGUF stores as F32: the rule of ``prepare_tensors`` in llama.cpp's conversion/base.py."""
     return (
@@ -177,7 +211,7 @@ def stored_as_f32(tensor: SourceTensor) -> bool:
 def _file_type(tensors: tuple[TensorPlan, ...], float_qtype: GGMLQuantizationType) -> LlamaFileType:
     weights: dict[GGMLQuantizationType, int] = {}
     for plan in tensors:
-        if plan.split:
+        if plan.quantized:
             qtype = plan.outputs[0].qtype
             weights[qtype] = weights.get(qtype, 0) + plan.source.n_params
     main = max(weights, key=lambda q: weights[q]) if weights else float_qtype

@@ -24,7 +24,8 @@ def kmeans1d(values: _F64, counts: _I64, k: int) -> _F64:
         k: number of clusters, at least 1. With fewer than k distinct values each becomes a cluster.
 
     Returns:
-        Centres, float64 ``(min(k, n),)``, ascending.
+        Centres, float64 ``(min(k, n),)``, ascending; equal only where values differ by less than the
+        rounding of their spread.
 
     Raises:
         ValueError: empty input, ``k`` below 1, or values not strictly ascending.

@@ -21,7 +21,7 @@ def write(path: Path, tensors: dict[str, np.ndarray], **pairs: int) -> Path:
     writer.add_context_length(77)
     writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "é" * 40])
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
-    writer.add_array("splitquant.split_tensors", ["blk.0.attn_q.weight"])
+    writer.add_array("splitquant.quantized_tensors", ["blk.0.attn_q.weight"])
     writer.add_array("some.numbers", [3, 1, 2])
     writer.add_bool("some.flag", True)
     writer.add_float64("some.float", 0.1)

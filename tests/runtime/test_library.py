@@ -23,7 +23,8 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No build, no library of llama-cpp-python's own, nothing imported yet."""
     monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(tmp_path))
     monkeypatch.delenv("LLAMA_CPP_LIB_PATH", raising=False)
-    monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "llama_cpp"]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(library, "_bundled_library", lambda: None)
 
 

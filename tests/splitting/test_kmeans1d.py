@@ -29,7 +29,8 @@ def best_by_enumeration(values: np.ndarray, counts: np.ndarray, k: int) -> float
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=11, unique=True),
+    # sixteenths: sums of squares stay exact, so that a tie is a tie
+    st.lists(st.integers(-1600, 1600).map(lambda n: n / 16), min_size=1, max_size=11, unique=True),
     st.integers(1, 8),
     st.randoms(use_true_random=False),
 )

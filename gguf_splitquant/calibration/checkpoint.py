@@ -1,0 +1,50 @@
+"""Calibration of a checkpoint: the float model has to run, so it is a GGUF file for a while."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from ..convert import convert
+from ..progress import SILENT, Progress
+from ..recipe import Recipe
+from ..sources.model import SourceModel
+from .calibrate import Calibration, calibrate
+from .moments import Moments
+
+
+def calibrate_model(
+    model: SourceModel,
+    folder: Path,
+    how: Calibration | None = None,
+    *,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Moments:
+    """Statistics of every linear layer's input, from the cache where they are known.
+
+    Args:
+        model: the checkpoint.
+        folder: takes the float file while the model runs: as large as the checkpoint in 16 bit.
+        how: the text: by default the model's own.
+        threads: None is all cores.
+        progress: of writing the file, writing the text, and gathering.
+
+    Raises:
+        OutputError: the folder cannot hold the float file.
+        EngineError: the runtime is missing, or the model does not run.
+        CheckpointError: NaN or Inf in a weight.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as work:
+        path = Path(work) / "float.gguf"
+        convert(model, path, Recipe(layout="float"), threads=threads, progress=progress)
+        return calibrate(path, _sha256(path), how, n_threads=threads, progress=progress)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
