@@ -52,7 +52,9 @@ def test_metadata_says_how_it_was_made(tmp_path: Path) -> None:
     assert fields["splitquant.layout"] == "value"
     assert fields["splitquant.parameter_count"] == model.n_params
     assert fields["general.quantized_by"].startswith("gguf-splitquant ")
-    errors = dict(zip(fields["splitquant.quantized_tensors"], fields["splitquant.relative_error"], strict=True))
+    errors = dict(
+        zip(fields["splitquant.quantized_tensors"], fields["splitquant.relative_error"], strict=True)
+    )
     assert errors == pytest.approx(report.relative_errors)
     assert set(errors) == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight", "output.weight"}
 
