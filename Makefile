@@ -1,4 +1,4 @@
-# Two commands for a fresh machine with Python >= 3.10, a C++ compiler and cmake:
+# Two commands for a fresh machine with Python >= 3.10 and a C++ compiler:
 #   make demo   install into .venv, build the runtime, convert a small real model, compare it with float
 #   make test   install into .venv, build the runtime and the oracles, run all tests
 # Builds and downloads are kept in the user cache (~/.cache/gguf-splitquant), so the second run is quick.
@@ -33,11 +33,11 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: $(VENV)/created pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[build]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/created pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[build,test]'
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-lint: $(VENV)/created pyproject.toml

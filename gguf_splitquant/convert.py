@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import quants
+from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from .errors import CheckpointError
@@ -130,7 +130,7 @@ class _Conversion:
                 # after a failure or Ctrl-C the other workers stop at their next slab
                 self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
-            # in file order, so that of several failures the same one is reported every time
+            # of several failures the first in file order
             for future in futures:
                 if future in done:
                     future.result()
@@ -165,8 +165,9 @@ class _Conversion:
             else:
                 self._write_float(plan)
         except OverflowError as error:
+            layout = "--layout float " if plan.quantized else ""
             raise CheckpointError(
-                plan.source.name, str(error), "use --layout float: these weights are beyond f16"
+                plan.source.name, str(error), f"convert with {layout}--outtype bf16 or f32"
             ) from error
 
     def _write_float(self, plan: TensorPlan) -> None:
@@ -175,7 +176,7 @@ class _Conversion:
         as_it_is = plan.source.dtype.name == qtype.name
         for first_row, raw in row_slabs(plan.source):
             check_finite(plan.source, first_row, raw)
-            data = raw if as_it_is else quants.quantize(to_float32(raw, plan.source.dtype), qtype)
+            data = raw if as_it_is else _as_float(to_float32(raw, plan.source.dtype), qtype)
             self._write_slab(plan, first_row, [data])
             self._advance(plan, raw)
 
@@ -222,6 +223,16 @@ class _Conversion:
             raise _StoppedError
         with self._lock:
             self._progress.advance(raw.nbytes, plan.source.name)
+
+
+def _as_float(values: NDArray[np.float32], qtype: GGMLQuantizationType) -> NDArray[Any]:
+    """Values in a float type of the file. Raises OverflowError where F16 would make them infinite."""
+    with np.errstate(over="ignore"):
+        data: NDArray[Any] = quants.quantize(values, qtype)
+    if qtype is GGMLQuantizationType.F16 and not np.isfinite(data).all():
+        largest = float(np.abs(values).max())
+        raise OverflowError(f"holds values up to {largest:.4g}, beyond f16's largest, 65504")
+    return data
 
 
 class _StoppedError(Exception):

@@ -17,9 +17,11 @@ from gguf_splitquant.runtime.library import find_library
 from gguf_splitquant.runtime.sdist import VERSION, extract_llama_cpp, fetch_sdist
 from scripts import real_models
 
-# examples run on machines that are doing other things too
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+# The same examples in every run, without a deadline: machines are doing other things too. To look for new
+# ones: pytest --hypothesis-profile=explore
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,8 @@ def calibrate(
         SplitQuantError: the text is unreadable or too short; the disk is full.
     """
     how = how or Calibration()
+    if how.text is not None and not how.text.is_file():
+        raise SplitQuantError(how.text, "no such text file", "give a UTF-8 text")
     root = cache or cache_dir() / "calibration"
     about = _about(weights_digest, how)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +59,15 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
             raise EvaluationError(f"--{name.replace('_', '-')}", f"{value} is less than one", "use 1 or more")
 
 
+def _check_limits(args: argparse.Namespace) -> None:
+    from ..errors import EvaluationError
+
+    for name in ("max_kld", "max_logit_diff"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise EvaluationError(f"--{name.replace('_', '-')}", f"{value} is not a limit", "use 0 or more")
+
+
 def run(args: argparse.Namespace) -> int:
     """Compare; 1 if a limit is passed."""
     from ..evaluation.compare import compare, violations
@@ -65,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from .progress_bar import ProgressBar
 
     check_positive(args, "ctx", "threads", "limit_tokens")
+    _check_limits(args)
     comparison = compare(
         args.float_path,
         args.quant_path,

@@ -106,6 +106,15 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_from(args)
     if args.threads is not None and args.threads < 1:
         raise RecipeError("--threads", f"{args.threads} is less than one", "choose 1 or more")
+    if recipe.layout != "stock" and (args.type or args.calibration_text or args.no_calibration):
+        option = next(o for o in ("type", "calibration_text", "no_calibration") if getattr(args, o))
+        raise RecipeError(
+            f"--{option.replace('_', '-')}",
+            "belongs to the stock layout",
+            "add --recipe stock, or leave it out",
+        )
+    if args.calibration_text and not args.calibration_text.is_file():
+        raise RecipeError("--calibration-text", f"no such file: {args.calibration_text}", "give a UTF-8 text")
     started = time.monotonic()
     if not args.dry_run:
         # before the tokenizer takes its seconds

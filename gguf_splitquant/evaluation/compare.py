@@ -141,9 +141,9 @@ def violations(
     """
     figures = comparison.divergence
     found = []
-    if max_kld is not None and figures.kld_mean > max_kld:
+    if max_kld is not None and not figures.kld_mean <= max_kld:
         found.append(f"mean KLD {figures.kld_mean:.6g} is above {max_kld:g}")
-    if max_logit_diff is not None and figures.logit_max > max_logit_diff:
+    if max_logit_diff is not None and not figures.logit_max <= max_logit_diff:
         found.append(f"largest logit difference {figures.logit_max:.6g} is above {max_logit_diff:g}")
     if figures.non_finite and (max_kld is not None or max_logit_diff is not None):
         found.append(f"{figures.non_finite} positions have NaN or infinite logits")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValue, GGUFWriter
 
+from ..errors import OutputError
 from ..planning.plan import OutputTensor
 
 _ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
@@ -43,6 +44,9 @@ def build_layout(
         architecture: ``general.architecture``.
         metadata: all key-value pairs, in file order.
         outputs: all tensors, in file order; names are unique.
+
+    Raises:
+        OutputError: the system's temporary folder has no room for the header.
     """
     header = _padded(_serialize_header(architecture, metadata, outputs))
     offsets = {}
@@ -63,13 +67,18 @@ def _serialize_header(
             tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=tensor.qtype
         )
     # gguf-py writes to paths only
-    with tempfile.TemporaryDirectory(prefix="gguf-splitquant-") as folder:
-        path = Path(folder) / "header"
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        return path.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory(prefix="gguf-splitquant-") as folder:
+            path = Path(folder) / "header"
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            writer.close()
+            return path.read_bytes()
+    except OSError as error:
+        raise OutputError(
+            "temporary folder", f"cannot hold the header: {error.strerror or error}", "set TMPDIR to another"
+        ) from error
 
 
 def _aligned(size: int) -> int:

@@ -1,14 +1,16 @@
 """Writing a file so that it is either complete or not there.
 
-Everything goes to ``OUT.partial`` beside the target; only a complete file gets the target's name. Any
-failure removes the partial file.
+Everything goes to ``OUT.XXXXXXXX.partial`` beside the target, a name of this run's own; only a complete file
+gets the target's name. Any failure removes the partial file.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
+import stat
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -34,15 +36,19 @@ class PartialFile:
     def __init__(self, path: Path, total_bytes: int, *, force: bool = False) -> None:
         check_target(path, total_bytes, force=force)
         self.path = path
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = path.with_name(f"{path.name[:100]}.{secrets.token_hex(4)}.partial")
         self._lock = threading.Lock()
         self._committed = False
         try:
             # unbuffered: slabs are large, and an error must surface in the write that caused it
-            self._file = self._partial.open("wb", buffering=0)
+            self._file = self._partial.open("xb", buffering=0)
+        except OSError as error:
+            raise self._failure(error) from error
+        try:
             self._file.truncate(total_bytes)
         except OSError as error:
-            self._partial.unlink(missing_ok=True)
+            self._file.close()
+            self._partial.unlink()
             raise self._failure(error) from error
 
     def __enter__(self) -> PartialFile:
@@ -88,10 +94,18 @@ class PartialFile:
 def check_target(path: Path, total_bytes: int, *, force: bool) -> None:
     """Raise OutputError if ``path`` cannot become a file of ``total_bytes``; touches nothing."""
     folder = path.parent
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error), "choose another name") from error
     if path.is_dir():
         raise OutputError(path, "is a folder", "name the GGUF file to write")
-    if path.exists() and not force:
+    if mode is not None and not force:
         raise OutputError(path, "exists", "pass --force to replace it")
+    if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise OutputError(path, "is a device or another special file", "name the GGUF file to write")
     if not folder.is_dir():
         raise OutputError(path, f"the folder {folder} does not exist", "create it first")
     if not os.access(folder, os.W_OK | os.X_OK):

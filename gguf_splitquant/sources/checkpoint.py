@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModelError
-from .config import ModelConfig, read_json, read_json_if_there
+from .config import ModelConfig, read_json
 from .safetensors import SafetensorsFile, StoredTensor
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -226,8 +226,3 @@ def _pickle_error(path: Path) -> UnsupportedModelError:
 
 def _and_more(items: list[Any]) -> str:
     return f" and {len(items) - 1} more" if len(items) > 1 else ""
-
-
-def optional_json(folder: Path, name: str) -> dict[str, Any]:
-    """``folder/name`` as a JSON object; empty where there is no such file."""
-    return read_json_if_there(folder / name) or {}

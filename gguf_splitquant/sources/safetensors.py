@@ -146,6 +146,10 @@ class SafetensorsFile:
         prefix = bytearray(8)
         self.read_into(memoryview(prefix), 0)
         header_bytes = int.from_bytes(prefix, "little")
+        if prefix == b"version ":
+            raise CheckpointError(
+                self.path, "a Git LFS pointer, not the weights themselves", "run `git lfs pull` in its folder"
+            )
         if header_bytes > MAX_HEADER_BYTES:
             self._refuse(
                 f"not a safetensors file: a header of {header_bytes} bytes, the limit is {MAX_HEADER_BYTES}"

@@ -36,23 +36,26 @@ def row_slabs(tensor: SourceTensor, slab_values: int = SLAB_VALUES) -> Iterator[
 
 
 def check_finite(tensor: SourceTensor, first_row: int, raw: NDArray[Any]) -> None:
-    """Raise CheckpointError with position and count if the slab holds NaN or Inf."""
-    if tensor.dtype is FloatType.BF16:
-        bad = (raw & np.uint16(0x7F80)) == 0x7F80
-    else:
-        bad = ~np.isfinite(raw)
-    count = int(np.count_nonzero(bad))
-    if not count:
+    """Raise CheckpointError if the slab holds NaN or Inf: with the first position, and the tensor's count."""
+    bad = _not_finite(raw, tensor.dtype)
+    if not bad.any():
         return
     position = np.unravel_index(int(np.argmax(bad)), bad.shape)
-    index = (first_row + int(position[0]), *(int(i) for i in position[1:]))
-    value = to_float32(raw[position], tensor.dtype)
+    index = [first_row + int(position[0]), *(int(i) for i in position[1:])]
+    value = float(to_float32(raw[position], tensor.dtype))
+    count = sum(int(np.count_nonzero(_not_finite(slab, tensor.dtype))) for _, slab in row_slabs(tensor))
     raise CheckpointError(
         tensor.name,
-        f"holds NaN or Inf: {count} in rows {first_row} to {first_row + raw.shape[0] - 1}, the first at "
-        f"{list(index)} ({float(value)}){f', in {tensor.origin}' if tensor.origin else ''}",
+        f"holds NaN or Inf: {count} of {tensor.n_params} values, the first at {index} ({value})"
+        + (f", in {tensor.origin}" if tensor.origin else ""),
         "repair or download the checkpoint again",
     )
+
+
+def _not_finite(raw: NDArray[Any], dtype: FloatType) -> NDArray[np.bool_]:
+    if dtype is FloatType.BF16:
+        return np.asarray((raw & np.uint16(0x7F80)) == 0x7F80)
+    return np.asarray(~np.isfinite(raw))
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,11 @@ def test_dry_run_knows_the_exact_size_and_writes_nothing(stories15m: Path, tmp_p
         (("--bits", "3"), "invalid choice"),
         (("-k", "9"), "k: 9 clusters; choose 1 to 8"),
         (("--threads", "0"), "--threads: 0 is less than one"),
+        (("--type", "Q4_0"), "--type: belongs to the stock layout"),
+        (
+            ("--recipe", "stock", "--calibration-text", "/no/such"),
+            "--calibration-text: no such file: /no/such",
+        ),
         (("--pre", "no-such-name", "--recipe", "nothing"), "invalid choice"),
     ],
 )
@@ -98,6 +103,10 @@ def other_architecture(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config))
 
 
+def lfs_pointer(model: Path) -> None:
+    (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
 def pickle_only(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
 
@@ -109,6 +118,7 @@ BREAKAGES = {
     "NaN": (write_nan, "NaN or Inf"),
     "GPTQ": (claim_gptq, "gptq"),
     "unknown architecture": (other_architecture, "NoSuchForCausalLM"),
+    "Git LFS pointer": (lfs_pointer, "git lfs pull"),
     "pickle": (pickle_only, "pytorch_model.bin"),
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +103,49 @@ def broken(name: str, value: float) -> SourceModel:
 def test_bad_weights_leave_nothing_behind(tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(CheckpointError, match=name):
         convert(broken(name, value), tmp_path / "out.gguf", RECIPES["paper"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", [RECIPES["paper"], Recipe(layout="float", outtype="f16")])
+def test_values_beyond_f16_are_refused_not_written_as_infinity(tmp_path: Path, recipe: Recipe) -> None:
+    model = broken("token_embd.weight", 1e6)
+    with pytest.raises(
+        CheckpointError, match=r"token_embd\.weight: .*9.994e\+05, beyond f16.*--outtype bf16"
+    ):
+        convert(model, tmp_path / "out.gguf", dataclasses.replace(recipe, outtype="f16"))
+    assert list(tmp_path.iterdir()) == []
+    convert(model, tmp_path / "out.gguf", dataclasses.replace(recipe, outtype="bf16"))
+
+
+def test_names_that_the_file_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="too long; choose another name"):
+        convert(small_model(), tmp_path / ("x" * 300), RECIPES["plain"])
+    longest = tmp_path / ("x" * 255)
+    convert(small_model(), longest, RECIPES["plain"])
+    assert list(tmp_path.iterdir()) == [longest]
+
+
+def test_devices_and_dangling_links_are_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="special file"):
+        convert(small_model(), Path(os.devnull), RECIPES["plain"], force=True)
+    link = tmp_path / "out.gguf"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="exists; pass --force"):
+        convert(small_model(), link, RECIPES["plain"])
+    assert link.is_symlink()
+
+
+def test_another_runs_partial_file_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "out.gguf.partial"
+    other.write_bytes(b"theirs")
+    convert(small_model(), tmp_path / "out.gguf", RECIPES["plain"])
+    assert other.read_bytes() == b"theirs"
+
+
+def test_a_full_temporary_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(OutputError, match=r"temporary folder: .*; set TMPDIR"):
+        convert(small_model(), tmp_path / "out.gguf", RECIPES["plain"])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -243,6 +243,9 @@ def test_accepts_what_the_rust_crate_accepts(tmp_path: Path, case: tuple[dict[st
             theirs = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except SafetensorError:
         theirs = None
+    if theirs and any(size >= 2**63 for shape in theirs.values() for size in shape):
+        # the crate takes an empty tensor of such a shape; no numpy array can have it
+        theirs = None
     event("accepted" if mine is not None else "refused")
     assert mine == theirs
 

@@ -39,7 +39,7 @@ def test_large_f32_tensors_are_binned_without_losing_mass() -> None:
 def test_names_the_tensor_and_the_place_of_a_bad_value(dtype: FloatType, value: float) -> None:
     weights = heavy_tailed(8, 32)
     weights[5, 7] = weights[6, 1] = value
-    with pytest.raises(CheckpointError, match=r"blk\.3\.ffn_up\.weight: .* 2 in rows .*\[5, 7\]"):
+    with pytest.raises(CheckpointError, match=r"blk\.3\.ffn_up\.weight: .* 2 of 256 .*\[5, 7\]"):
         ValueHistogram.of(tensor_of("blk.3.ffn_up.weight", weights, dtype))
 
 
