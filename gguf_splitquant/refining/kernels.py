@@ -47,6 +47,30 @@ def _reciprocal(scale: np.float32) -> np.float32:
 
 
 @njit(cache=True, nogil=True, fastmath=True)
+def _nearest(value: F32, levels: F32, middles: F32) -> None:
+    """Replace values, in units of the scale, by the nearest of 16 levels.
+
+    The loop over lanes is the inner one, and several midpoints go through it at a time: that is what the
+    compiler turns into vector code, three times faster than any search per lane.
+    """
+    zero = np.float32(0)
+    chosen = np.empty(LANES, np.float32)
+    for r in range(LANES):
+        chosen[r] = levels[0]
+    for k in range(0, 15, 5):
+        m0, m1, m2, m3, m4 = middles[k], middles[k + 1], middles[k + 2], middles[k + 3], middles[k + 4]
+        s0, s1, s2 = levels[k + 1] - levels[k], levels[k + 2] - levels[k + 1], levels[k + 3] - levels[k + 2]
+        s3, s4 = levels[k + 4] - levels[k + 3], levels[k + 5] - levels[k + 4]
+        for r in range(LANES):
+            u = value[r]
+            low_steps = (s0 if u > m0 else zero) + (s1 if u > m1 else zero)
+            high_steps = (s2 if u > m2 else zero) + (s3 if u > m3 else zero) + (s4 if u > m4 else zero)
+            chosen[r] += low_steps + high_steps
+    for r in range(LANES):
+        value[r] = chosen[r]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
 def _feed_back(
     x: F32,
     low: F32,
@@ -92,11 +116,8 @@ def _feed_back(
                 level[i, r] = min(max(u, bottom), top)
         else:
             for r in range(LANES):
-                u = (target[r] - offset[r]) * inverse[r]
-                chosen = bottom
-                for k in range(middles.shape[0]):
-                    chosen += levels[k + 1] - levels[k] if u > middles[k] else np.float32(0)
-                level[i, r] = chosen
+                level[i, r] = (target[r] - offset[r]) * inverse[r]
+            _nearest(level[i], levels, middles)
         for r in range(LANES):
             value = scale[r] * level[i, r] + offset[r]
             error[i, r] = x[i, r] - value
@@ -239,21 +260,41 @@ def _descend(
             inverse_curvature = np.float32(1) / gram[i, i]
             for r in range(LANES):
                 wanted = x[i, r] - error[i, r] + slope[i, r] * inverse_curvature
-                u = (wanted - offset[r]) * inverse[r]
-                if uniform:
-                    chosen = min(max(np.rint(u), bottom), top)
-                else:
-                    chosen = bottom
-                    for k in range(middles.shape[0]):
-                        chosen += levels[k + 1] - levels[k] if u > middles[k] else np.float32(0)
-                fresh = x[i, r] - (scale[r] * chosen + offset[r])
+                level[i, r] = (wanted - offset[r]) * inverse[r]
+            if uniform:
+                for r in range(LANES):
+                    level[i, r] = min(max(np.rint(level[i, r]), bottom), top)
+            else:
+                _nearest(level[i], levels, middles)
+            for r in range(LANES):
+                fresh = x[i, r] - (scale[r] * level[i, r] + offset[r])
                 delta[r] = fresh - error[i, r]
-                level[i, r] = chosen
                 error[i, r] = fresh
             for j in range(n):
                 a = gram[j, i]
                 for r in range(LANES):
                     slope[j, r] += a * delta[r]
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _keep_better(
+    cost: F32,
+    level: F32,
+    scale: F32,
+    offset: F32,
+    best: F32,
+    best_level: F32,
+    best_scale: F32,
+    best_offset: F32,
+) -> None:
+    """Lane by lane, replace the best solution by this one where it costs less."""
+    for i in range(level.shape[0]):
+        for r in range(LANES):
+            best_level[i, r] = level[i, r] if cost[r] < best[r] else best_level[i, r]
+    for r in range(LANES):
+        best_scale[r] = scale[r] if cost[r] < best[r] else best_scale[r]
+        best_offset[r] = offset[r] if cost[r] < best[r] else best_offset[r]
+        best[r] = min(cost[r], best[r])
 
 
 @njit(cache=True, nogil=True)
@@ -319,7 +360,17 @@ def solve_block(
     best_level = np.zeros((n, LANES), np.float32)
     miss = np.empty((n, LANES), np.float32)
     slope = np.empty((n, LANES), np.float32)
-    s, best_s, o, best_o, cost, best, small, large, t0, t1 = np.zeros((10, LANES), np.float32)
+    # one allocation each: rows of one array may overlap for all that the compiler knows, and stay scalar code
+    s = np.zeros(LANES, np.float32)
+    best_s = np.zeros(LANES, np.float32)
+    o = np.zeros(LANES, np.float32)
+    best_o = np.zeros(LANES, np.float32)
+    cost = np.zeros(LANES, np.float32)
+    best = np.zeros(LANES, np.float32)
+    small = np.zeros(LANES, np.float32)
+    large = np.zeros(LANES, np.float32)
+    t0 = np.zeros(LANES, np.float32)
+    t1 = np.zeros(LANES, np.float32)
     saved = 0.0
     for start in range(0, rows, LANES):
         u = unit[start : start + LANES]
@@ -371,13 +422,7 @@ def solve_block(
                         o[r] = min(o[r], np.float32(0))
             _admit(s, o, affine, rounding, u, ou, k_low, k_high, l_high)
             _feed_back(x, low, weight, s, o, levels, middles, uniform, level, miss, cost, t0, t1)
-            for r in range(LANES):
-                if cost[r] < best[r]:
-                    best[r] = cost[r]
-                    best_s[r] = s[r]
-                    best_o[r] = o[r]
-                    for i in range(n):
-                        best_level[i, r] = level[i, r]
+            _keep_better(cost, level, s, o, best, best_level, best_s, best_o)
         if sweeps > 0:
             for i in range(n):
                 for r in range(LANES):
@@ -385,11 +430,7 @@ def solve_block(
                     miss[i, r] = x[i, r] - (best_s[r] * level[i, r] + best_o[r])
             _descend(x, gram, best_s, best_o, levels, middles, uniform, level, miss, slope, t0, t1, sweeps)
             _cost_of(miss, low, weight, cost, t0)
-            for r in range(LANES):
-                if cost[r] < best[r]:
-                    best[r] = cost[r]
-                    for i in range(n):
-                        best_level[i, r] = level[i, r]
+            _keep_better(cost, level, best_s, best_o, best, best_level, best_s, best_o)
         for r in range(LANES):
             saved -= best[r]
             scale[start + r] = best_s[r]
