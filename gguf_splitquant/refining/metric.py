@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import spotrf  # type: ignore[import-untyped]
 
 from ..errors import SplitQuantError
 
@@ -113,14 +114,14 @@ def prepare(moments: NDArray[Any], sub: int, block: int, damping: float) -> Metr
 def _reverse_cholesky(matrix: F32) -> F32:
     """Lower triangular M with ``matrix = M^T M``: the Cholesky factor of the reversed matrix, reversed."""
     for extra in (0.0, 1e-4, 1e-2):
-        if extra:  # rounding made the smallest eigenvalue negative
-            matrix = matrix.copy()
-            matrix[np.diag_indices_from(matrix)] += np.float32(extra)
-        try:
-            reversed_factor = np.linalg.cholesky(matrix[::-1, ::-1])
-        except np.linalg.LinAlgError:
-            continue
-        return np.ascontiguousarray(reversed_factor[::-1, ::-1].T)
+        turned = np.ascontiguousarray(matrix[::-1, ::-1])
+        turned[np.diag_indices_from(turned)] += np.float32(extra)
+        # Symmetric, so the transposed view is the same matrix, and LAPACK works on it in place. numpy's own
+        # cholesky takes eight times as long here.
+        lower, failed_at = spotrf(turned.T, lower=1, clean=1, overwrite_a=1)
+        if not failed_at:
+            return np.ascontiguousarray(lower.T[::-1, ::-1])
+        # otherwise rounding made the smallest eigenvalue negative
     raise SplitQuantError("second moments", "not positive definite", "calibrate again with more text")
 
 
