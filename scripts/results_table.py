@@ -34,7 +34,6 @@ SPLIT_FILES = {
     "paper-k3": ["--recipe", "paper"],
     "paper-k2-row": ["--recipe", "paper", "-k", "2", "--granularity", "row"],
     "paper-k3-row": ["--recipe", "paper", "--granularity", "row"],
-    "stock-IQ4_NL": ["--recipe", "stock"],
 }
 STOCK_TYPES = ("Q4_0", "Q4_K_M", "Q8_0")
 

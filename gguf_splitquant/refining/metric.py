@@ -1,5 +1,7 @@
 """What error feedback needs to know about a layer's input, prepared once for all weights that read it.
 
+The input's channels are in clusters, each with a block type of its own; an ordinary weight has one.
+
 The loss of quantizing ``W`` to ``Q`` is ``tr(E H E^T)``, ``E = W - Q``, with ``H`` the second moments of the
 layer's input (Frantar et al., GPTQ, arXiv 2210.17323, section 2; Hassibi & Stork 1993). Rows are independent.
 Two exact rewritings of that loss drive the sweeps:
@@ -16,6 +18,7 @@ So both sweeps are the same loop with another coupling matrix and another factor
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,35 +33,64 @@ F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One way of visiting all blocks, in visiting order.
+class Cluster:
+    """Input channels that are quantized into one type.
 
     Attributes:
-        coupling: target of a block = weight + ``coupling[block] @ error``; (cols, cols), zero inside a block.
-            None where columns do not interact (diagonal H).
-        low: unit lower-triangular factor of each block's metric: (blocks, sub, sub).
-        weight: squared diagonal of that factor: (blocks, sub).
-        gram: the block's metric ``M^T M``: (blocks, sub, sub).
+        channels: input channel at each position of the file, int64 (columns,).
+        sub: columns per scale.
+        block: columns per block of the file, a multiple of ``sub``; divides the number of channels.
     """
 
-    coupling: F32 | None
+    channels: NDArray[np.int64]
+    sub: int
+    block: int
+
+
+@dataclass(frozen=True)
+class BlockFactors:
+    """The metric of every (sub-)block of one cluster, in visiting order.
+
+    Attributes:
+        low: unit lower-triangular factor: (blocks, sub, sub).
+        weight: squared diagonal of that factor: (blocks, sub).
+        gram: ``M^T M``: (blocks, sub, sub).
+    """
+
     low: F32
     weight: F32
     gram: F32
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A layer input's second moments, ready for one block geometry.
+class Sweep:
+    """One way of visiting all blocks, in visiting order.
 
     Attributes:
-        order: column of the file that is visited i-th. Blocks, and sub-blocks inside them, stay together.
+        coupling: target of a block = weight + ``coupling[block] @ error``; (cols, cols), zero inside a block.
+            None where columns do not interact (diagonal H).
+        factors: of each cluster.
+    """
+
+    coupling: F32 | None
+    factors: tuple[BlockFactors, ...]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A layer input's second moments, ready for some clusters.
+
+    Attributes:
+        order: input channel that is visited i-th. Clusters come one after the other; blocks, and sub-blocks
+            inside them, stay together.
+        places: for each cluster, the position in its file that is visited i-th of its columns.
         first: the sweep that quantizes with the later columns still free.
         later: the sweeps that revisit blocks with all others decided; None for a diagonal H, where the
             first one is already the optimum of every block.
     """
 
     order: NDArray[np.int64]
+    places: tuple[NDArray[np.int64], ...]
     first: Sweep
     later: Sweep | None
 
@@ -79,14 +111,14 @@ def visiting_order(salience: NDArray[Any], sub: int, block: int) -> NDArray[np.i
     return index[outer].reshape(-1)
 
 
-def prepare(moments: NDArray[Any], sub: int, block: int, damping: float) -> Metric:
-    """Factor the second moments for blocks of ``block`` columns with a scale per ``sub``.
+def prepare(moments: NDArray[Any], clusters: Sequence[Cluster], damping: float) -> Metric:
+    """Factor the second moments for clusters of blocks.
 
     Args:
         moments: ``X^T X / n``, float32 or float64 (cols, cols), symmetric; or its diagonal, (cols,), such as
             a llama.cpp importance matrix holds.
-        sub: columns per scale.
-        block: columns per block of the file.
+        clusters: in the order in which they are quantized; together they hold every channel once. What one
+            gets wrong, the later ones make good: the salient channels belong first.
         damping: fraction of the mean diagonal that is added to the diagonal.
 
     Raises:
@@ -96,10 +128,11 @@ def prepare(moments: NDArray[Any], sub: int, block: int, damping: float) -> Metr
     if not np.isfinite(diagonal).all() or (diagonal < 0).any():
         raise SplitQuantError("second moments", "NaN, infinite or negative", "calibrate again")
     mean = float(diagonal.mean()) or 1.0  # an input that is always zero: every column counts the same
-    order = visiting_order(diagonal, sub, block)
+    places = tuple(visiting_order(diagonal[c.channels], c.sub, c.block) for c in clusters)
+    order = np.concatenate([c.channels[place] for c, place in zip(clusters, places, strict=True)])
     damped = (diagonal + damping * mean)[order]
     if moments.ndim == 1:
-        return Metric(order, _diagonal_sweep(damped, sub), None)
+        return Metric(order, places, _diagonal_sweep(damped, clusters), None)
     # Unit diagonal first: what single precision then loses is relative to each column's own size, and
     # inputs with massive activations stay factorable.
     root = np.sqrt(damped)
@@ -108,7 +141,8 @@ def prepare(moments: NDArray[Any], sub: int, block: int, damping: float) -> Metr
     scaled /= root.astype(np.float32)[None, :]
     np.fill_diagonal(scaled, 1.0)
     factor = _reverse_cholesky(scaled)
-    return Metric(order, _triangular_sweep(factor, root, sub), _descent_sweep(scaled, root, sub))
+    first = _triangular_sweep(factor, root, clusters)
+    return Metric(order, places, first, _descent_sweep(scaled, root, clusters))
 
 
 def _reverse_cholesky(matrix: F32) -> F32:
@@ -125,48 +159,62 @@ def _reverse_cholesky(matrix: F32) -> F32:
     raise SplitQuantError("second moments", "not positive definite", "calibrate again with more text")
 
 
-def _block_factors(factors: NDArray[Any]) -> tuple[F32, F32, F32]:
-    """Normalized factor, squared diagonal and metric of lower triangular (blocks, sub, sub)."""
+def _spans(clusters: Sequence[Cluster]) -> Iterator[tuple[slice, int]]:
+    """Each cluster's columns in visiting order, and its columns per scale."""
+    start = 0
+    for cluster in clusters:
+        stop = start + len(cluster.channels)
+        yield slice(start, stop), cluster.sub
+        start = stop
+
+
+def _block_factors(factors: NDArray[Any]) -> BlockFactors:
+    """From lower triangular factors (blocks, sub, sub)."""
     diagonal = np.diagonal(factors, axis1=1, axis2=2)
     low = factors / diagonal[:, :, None]
     gram = factors.transpose(0, 2, 1) @ factors
-    return low.astype(np.float32), (diagonal**2).astype(np.float32), gram.astype(np.float32)
+    return BlockFactors(low.astype(np.float32), (diagonal**2).astype(np.float32), gram.astype(np.float32))
 
 
-def _diagonal_blocks(matrix: NDArray[Any], sub: int) -> F64:
-    count = len(matrix) // sub
-    view = matrix.reshape(count, sub, count, sub)
-    return np.stack([view[b, :, b, :] for b in range(count)]).astype(np.float64)
+def _diagonal_blocks(matrix: NDArray[Any], span: slice, sub: int) -> F64:
+    blocks = [matrix[i : i + sub, i : i + sub] for i in range(span.start, span.stop, sub)]
+    return np.stack(blocks).astype(np.float64)
 
 
-def _diagonal_sweep(diagonal: F64, sub: int) -> Sweep:
-    factors = np.sqrt(diagonal).reshape(-1, sub)[:, :, None] * np.eye(sub)
-    return Sweep(None, *_block_factors(factors))
+def _diagonal_sweep(diagonal: F64, clusters: Sequence[Cluster]) -> Sweep:
+    parts = []
+    for span, sub in _spans(clusters):
+        factors = np.sqrt(diagonal[span]).reshape(-1, sub)[:, :, None] * np.eye(sub)
+        parts.append(_block_factors(factors))
+    return Sweep(None, tuple(parts))
 
 
-def _triangular_sweep(factor: F32, root: F64, sub: int) -> Sweep:
+def _triangular_sweep(factor: F32, root: F64, clusters: Sequence[Cluster]) -> Sweep:
     """First sweep from the factor of the scaled matrix; ``factor`` is overwritten by the coupling."""
-    scale = root.reshape(-1, sub)
-    factors = _diagonal_blocks(factor, sub) * scale[:, None, :]
-    inverses = np.linalg.inv(factors)
-    for b, inverse in enumerate(inverses):
-        rows = slice(b * sub, (b + 1) * sub)
-        factor[rows, : rows.start] = inverse.astype(np.float32) @ factor[rows, : rows.start]
-        factor[rows, rows] = 0
+    parts = []
+    for span, sub in _spans(clusters):
+        factors = _diagonal_blocks(factor, span, sub) * root[span].reshape(-1, sub)[:, None, :]
+        for b, inverse in enumerate(np.linalg.inv(factors)):
+            rows = slice(span.start + b * sub, span.start + (b + 1) * sub)
+            factor[rows, : rows.start] = inverse.astype(np.float32) @ factor[rows, : rows.start]
+            factor[rows, rows] = 0
+        parts.append(_block_factors(factors))
     factor *= root.astype(np.float32)[None, :]
-    return Sweep(factor, *_block_factors(factors))
+    return Sweep(factor, tuple(parts))
 
 
-def _descent_sweep(scaled: F32, root: F64, sub: int) -> Sweep:
+def _descent_sweep(scaled: F32, root: F64, clusters: Sequence[Cluster]) -> Sweep:
     """Later sweeps from the scaled matrix, which is overwritten by the coupling."""
-    scale = root.reshape(-1, sub)
-    metric = _diagonal_blocks(scaled, sub) * scale[:, :, None] * scale[:, None, :]
-    flipped = np.linalg.cholesky(metric[:, ::-1, ::-1])
-    factors = flipped[:, ::-1, ::-1].transpose(0, 2, 1)
-    inverses = np.linalg.inv(metric) * scale[:, None, :]
-    for b, inverse in enumerate(inverses):
-        rows = slice(b * sub, (b + 1) * sub)
-        scaled[rows] = inverse.astype(np.float32) @ scaled[rows]
-        scaled[rows, rows] = 0
+    parts = []
+    for span, sub in _spans(clusters):
+        scale = root[span].reshape(-1, sub)
+        metric = _diagonal_blocks(scaled, span, sub) * scale[:, :, None] * scale[:, None, :]
+        flipped = np.linalg.cholesky(metric[:, ::-1, ::-1])
+        factors = flipped[:, ::-1, ::-1].transpose(0, 2, 1)
+        for b, inverse in enumerate(np.linalg.inv(metric) * scale[:, None, :]):
+            rows = slice(span.start + b * sub, span.start + (b + 1) * sub)
+            scaled[rows] = inverse.astype(np.float32) @ scaled[rows]
+            scaled[rows, rows] = 0
+        parts.append(_block_factors(factors))
     scaled *= root.astype(np.float32)[None, :]
-    return Sweep(scaled, *_block_factors(factors))
+    return Sweep(scaled, tuple(parts))

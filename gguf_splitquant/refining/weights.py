@@ -45,7 +45,7 @@ class WeightRefiner:
         Raises:
             SplitQuantError: the statistics do not fit the weight.
         """
-        packed = self._refiner_for(name, weight.shape[1], qtype).refine(weight).packed
+        packed = self._refiner_for(name, weight.shape[1], qtype).refine(weight).packed[0]
         difference = weight - quants.dequantize(packed, qtype)
         power = float(np.vdot(weight, weight))
         return packed, float(np.vdot(difference, difference)) / power if power else 0.0

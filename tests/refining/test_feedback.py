@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, dequantize, quantize
 from numpy.typing import NDArray
 
 from gguf_splitquant.errors import RecipeError
-from gguf_splitquant.refining import Refiner, refinable, refine
+from gguf_splitquant.refining import Refined, Refiner, TypedCluster, refinable
 from gguf_splitquant.refining.kernels import round_f16
 
 Q = GGMLQuantizationType
@@ -28,6 +30,10 @@ def weight() -> NDArray[np.float32]:
     return (0.02 * np.random.default_rng(1).standard_t(5, (ROWS, COLUMNS))).astype(np.float32)
 
 
+def refine(weight: NDArray[np.float32], moments: NDArray[Any], qtype: Q, **options: Any) -> Refined:
+    return Refiner(moments, qtype, **options).refine(weight)
+
+
 def loss(weight: NDArray[np.float32], packed: NDArray[np.uint8], qtype: Q, h: NDArray[np.float64]) -> float:
     error = (weight - dequantize(packed, qtype)).astype(np.float64)
     return float(((error @ (h + DAMPING * np.diag(h).mean() * np.eye(len(h)))) * error).sum())
@@ -38,7 +44,7 @@ def test_reported_error_is_the_loss_of_the_bytes(
     qtype: Q, weight: NDArray[np.float32], moments: NDArray[np.float64]
 ) -> None:
     refined = refine(weight, moments, qtype, threads=1, damping=DAMPING)
-    assert refined.error == pytest.approx(loss(weight, refined.packed, qtype, moments), rel=1e-3)
+    assert refined.error == pytest.approx(loss(weight, refined.packed[0], qtype, moments), rel=1e-3)
 
 
 @pytest.mark.parametrize("qtype", [Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0])
@@ -67,17 +73,17 @@ def test_slabs_and_threads_give_the_same_bytes(
     tall = np.concatenate([weight * f for f in range(1, 9)])
     whole = Refiner(moments, Q.Q4_1, threads=2).refine(tall)
     slabs = Refiner(moments, Q.Q4_1, threads=1)
-    parts = [slabs.refine(tall[i : i + 64]).packed for i in range(0, len(tall), 64)]
-    assert (whole.packed != np.concatenate(parts)).mean() < 1e-3  # BLAS may order sums by shape
+    parts = [slabs.refine(tall[i : i + 64]).packed[0] for i in range(0, len(tall), 64)]
+    assert (whole.packed[0] != np.concatenate(parts)).mean() < 1e-3  # BLAS may order sums by shape
     again = Refiner(moments, Q.Q4_1, threads=1).refine(tall)
-    np.testing.assert_array_equal(whole.packed, again.packed)
+    np.testing.assert_array_equal(whole.packed[0], again.packed[0])
 
 
 def test_importance_alone_weights_the_columns(weight: NDArray[np.float32]) -> None:
     salience = np.ones(COLUMNS)
     salience[::2] = 100.0
-    error = weight - dequantize(refine(weight, salience, Q.Q4_0, threads=1).packed, Q.Q4_0)
-    flat = weight - dequantize(refine(weight, np.ones(COLUMNS), Q.Q4_0, threads=1).packed, Q.Q4_0)
+    error = weight - dequantize(refine(weight, salience, Q.Q4_0, threads=1).packed[0], Q.Q4_0)
+    flat = weight - dequantize(refine(weight, np.ones(COLUMNS), Q.Q4_0, threads=1).packed[0], Q.Q4_0)
     assert (error[:, ::2] ** 2).sum() < 0.95 * (flat[:, ::2] ** 2).sum()
 
 
@@ -85,7 +91,7 @@ def test_importance_alone_weights_the_columns(weight: NDArray[np.float32]) -> No
 def test_zero_rows_and_zero_blocks_stay_zero(qtype: Q, moments: NDArray[np.float64]) -> None:
     weight = np.zeros((3, COLUMNS), np.float32)
     weight[1, 300:310] = 1.0
-    values = dequantize(refine(weight, moments, qtype, threads=1).packed, qtype)
+    values = dequantize(refine(weight, moments, qtype, threads=1).packed[0], qtype)
     assert not values[[0, 2]].any() and np.isfinite(values).all()
 
 
@@ -95,7 +101,7 @@ def test_tiny_and_huge_weights_stay_finite(
     qtype: Q, factor: float, weight: NDArray[np.float32], moments: NDArray[np.float64]
 ) -> None:
     scaled = (weight * factor).astype(np.float32)
-    values = dequantize(refine(scaled, moments, qtype, threads=1).packed, qtype)
+    values = dequantize(refine(scaled, moments, qtype, threads=1).packed[0], qtype)
     assert np.isfinite(values).all()
     assert np.abs(values - scaled).max() <= np.abs(scaled).max() + 1e-6
 
@@ -105,6 +111,39 @@ def test_row_width_that_does_not_fit_is_refused(moments: NDArray[np.float64]) ->
         Refiner(moments[:320, :320], Q.Q4_K)
     with pytest.raises(RecipeError, match="512 input channels"):
         Refiner(moments, Q.Q4_0).refine(np.zeros((2, 64), np.float32))
+
+
+def test_clusters_with_types_of_their_own_share_the_feedback(
+    weight: NDArray[np.float32], moments: NDArray[np.float64]
+) -> None:
+    order = np.argsort(-np.diag(moments), kind="stable")
+    clusters = [
+        TypedCluster(Q.Q8_0, order[:64]),
+        TypedCluster(Q.Q3_K, order[64:320]),
+        TypedCluster(Q.Q4_0, order[320:]),
+    ]
+    together = Refiner(moments, clusters, threads=2, damping=DAMPING).refine(weight)
+    decoded = np.empty_like(weight)
+    apart = np.empty_like(weight)
+    for cluster, packed in zip(clusters, together.packed, strict=True):
+        decoded[:, cluster.channels] = dequantize(packed, cluster.qtype)
+        own = moments[np.ix_(cluster.channels, cluster.channels)]
+        alone = Refiner(own, cluster.qtype, threads=1, damping=DAMPING).refine(weight[:, cluster.channels])
+        apart[:, cluster.channels] = dequantize(alone.packed[0], cluster.qtype)
+    damped = moments + DAMPING * np.diag(moments).mean() * np.eye(COLUMNS)
+
+    def output_error(values: NDArray[np.float32]) -> float:
+        error = (weight - values).astype(np.float64)
+        return float(((error @ damped) * error).sum())
+
+    assert together.error == pytest.approx(output_error(decoded), rel=1e-3)
+    assert together.error < 0.9 * output_error(apart)
+
+
+def test_clusters_must_partition_the_channels(moments: NDArray[np.float64]) -> None:
+    for channels in (np.arange(480), np.r_[np.arange(480), np.arange(32)]):
+        with pytest.raises(RecipeError, match="512 channels once"):
+            Refiner(moments, [TypedCluster(Q.Q4_0, channels)])
 
 
 def test_f16_rounding_is_numpys() -> None:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gguf_splitquant.errors import SplitQuantError
-from gguf_splitquant.refining.metric import Sweep, prepare, visiting_order
+from gguf_splitquant.refining.metric import Cluster, Sweep, prepare, visiting_order
 
 
 def moments(columns: int, seed: int = 0) -> NDArray[np.float64]:
@@ -22,19 +22,26 @@ def moments(columns: int, seed: int = 0) -> NDArray[np.float64]:
 def block_losses(sweep: Sweep, error: NDArray[np.float64], quantized_before_only: bool) -> list[float]:
     """|M_bb (x_b - q_b)|^2 with x_b - q_b = e_b + coupling e, over all blocks."""
     assert sweep.coupling is not None
-    count, sub, _ = sweep.low.shape
     losses = []
-    for b in range(count):
-        here = slice(b * sub, (b + 1) * sub)
-        known = here.start if quantized_before_only else len(error)
-        miss = error[here] + sweep.coupling[here, :known].astype(np.float64) @ error[:known]
-        losses.append(float((sweep.weight[b] * (sweep.low[b].astype(np.float64) @ miss) ** 2).sum()))
+    start = 0
+    for factors in sweep.factors:
+        for low, weight in zip(factors.low, factors.weight, strict=True):
+            here = slice(start, start + len(low))
+            start = here.stop
+            known = here.start if quantized_before_only else len(error)
+            miss = error[here] + sweep.coupling[here, :known].astype(np.float64) @ error[:known]
+            losses.append(float((weight * (low.astype(np.float64) @ miss) ** 2).sum()))
     return losses
+
+
+def whole(columns: int, sub: int, block: int) -> list[Cluster]:
+    return [Cluster(np.arange(columns), sub, block)]
 
 
 def test_first_sweep_splits_the_whole_loss_into_block_losses() -> None:
     h = moments(96)
-    metric = prepare(h, 32, 32, damping=0.01)
+    shuffled = np.random.default_rng(3).permutation(96)
+    metric = prepare(h, [Cluster(shuffled[:64], 32, 64), Cluster(shuffled[64:], 16, 32)], damping=0.01)
     error = np.random.default_rng(1).standard_normal(96)
     damped = h + 0.01 * np.diag(h).mean() * np.eye(96)
     loss = error @ damped[np.ix_(metric.order, metric.order)] @ error
@@ -43,7 +50,7 @@ def test_first_sweep_splits_the_whole_loss_into_block_losses() -> None:
 
 def test_later_sweep_measures_a_block_around_its_conditional_optimum() -> None:
     h = moments(64)
-    metric = prepare(h, 16, 32, damping=0.05)
+    metric = prepare(h, whole(64, 16, 32), damping=0.05)
     assert metric.later is not None
     damped = (h + 0.05 * np.diag(h).mean() * np.eye(64))[np.ix_(metric.order, metric.order)]
     rng = np.random.default_rng(2)
@@ -70,13 +77,13 @@ def test_order_falls_in_salience_and_keeps_blocks_together() -> None:
 def test_rank_deficient_and_dead_channels_are_factored() -> None:
     x = np.random.default_rng(0).standard_normal((4, 64))
     x[:, 10:20] = 0
-    metric = prepare(x.T @ x, 32, 32, damping=0.01)
-    assert np.isfinite(metric.first.weight).all() and (metric.first.weight > 0).all()
+    metric = prepare(x.T @ x, whole(64, 32, 32), damping=0.01)
+    assert np.isfinite(metric.first.factors[0].weight).all() and (metric.first.factors[0].weight > 0).all()
 
 
 def test_all_zero_input_counts_columns_alike() -> None:
-    metric = prepare(np.zeros((64, 64)), 32, 32, damping=0.01)
-    np.testing.assert_allclose(metric.first.weight, 0.01, rtol=1e-5)
+    metric = prepare(np.zeros((64, 64)), whole(64, 32, 32), damping=0.01)
+    np.testing.assert_allclose(metric.first.factors[0].weight, 0.01, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
@@ -84,4 +91,4 @@ def test_broken_moments_are_refused(bad: float) -> None:
     h = np.eye(64)
     h[3, 3] = bad
     with pytest.raises(SplitQuantError, match="second moments"):
-        prepare(h, 32, 32, damping=0.01)
+        prepare(h, whole(64, 32, 32), damping=0.01)
