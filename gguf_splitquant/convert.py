@@ -8,32 +8,34 @@ each, and are held as a whole.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from .errors import CheckpointError
+from .calibration.names import HEAD
+from .errors import CheckpointError, RecipeError
 from .gguf_io.layout import FileLayout, build_layout
 from .gguf_io.metadata import file_metadata
-from .gguf_io.writer import PartialFile
+from .gguf_io.writer import PartialFile, check_target
 from .packing.sublayers import SubLayerPacker
+from .planning.curves import InputStatistics
 from .planning.plan import Plan, TensorPlan, make_plan
+from .planning.refined import RefinedPlan, plan_refined, refinable_tensors
+from .planning.roles import Role
 from .progress import SILENT, Progress
 from .recipe import Recipe
 from .sources.model import SourceModel, to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
-
-if TYPE_CHECKING:
-    from .calibration.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,59 @@ class ConversionReport:
         total_bytes: its size.
         plan: what became of every tensor.
         relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2).
+        refined: types and clusters of the linear layers; None for other layouts.
     """
 
     path: Path
     total_bytes: int
     plan: Plan
     relative_errors: Mapping[str, float]
+    refined: RefinedPlan | None = None
 
 
-def plan_file(model: SourceModel, recipe: Recipe) -> tuple[Plan, FileLayout]:
-    """The plan and the exact layout of the file that :func:`convert` would write. Reads no weights."""
-    plan = make_plan(model, recipe)
-    return plan, build_layout(model.architecture, file_metadata(model, plan, {}), plan.outputs)
+def plan_file(
+    model: SourceModel,
+    recipe: Recipe,
+    *,
+    statistics: InputStatistics | None = None,
+    refined: RefinedPlan | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Plan, FileLayout, RefinedPlan | None]:
+    """The plan and the exact layout of the file that :func:`convert` would write.
+
+    Args:
+        model: the source. Its linear weights are read once if types are to be chosen.
+        recipe: how.
+        statistics: of layer inputs; for a recipe with a target.
+        refined: types and clusters, where they are already chosen.
+        progress: counts the weights that are read.
+
+    Raises:
+        RecipeError: the target is too small for this model.
+    """
+    budget: float | None = None
+    chosen = refined
+    for _ in range(8):
+        if recipe.refined and not recipe.qtype and refined is None:
+            if recipe.target_size is not None and budget is None:
+                budget = _linear_budget(model, recipe)
+            chosen = plan_refined(model, recipe, statistics, budget, progress)
+        plan = make_plan(model, recipe, chosen)
+        layout = build_layout(model.architecture, file_metadata(model, plan, {}), plan.outputs)
+        excess = layout.total_bytes - (recipe.target_size or layout.total_bytes)
+        if refined is not None or budget is None or excess <= 0:
+            return plan, layout, chosen
+        budget -= 8 * excess  # the header and the orders take room too
+    raise RecipeError("target", f"{recipe.target_size:,} bytes cannot be met", "ask for more")
+
+
+def _linear_budget(model: SourceModel, recipe: Recipe) -> float:
+    """Bits that a target size leaves for the linear layers, before the header is known."""
+    tensors = {t.name for t in refinable_tensors(model, recipe)}
+    smallest = dataclasses.replace(recipe, layout="stock", target_size=None, qtype="Q8_0")
+    plan = make_plan(model, smallest)
+    others = sum(t.nbytes for t in plan.tensors if t.source.name not in tensors)
+    return 8.0 * ((recipe.target_size or 0) - others)
 
 
 def convert(
@@ -64,7 +107,8 @@ def convert(
     out: Path,
     recipe: Recipe,
     *,
-    moments: Moments | None = None,
+    statistics: InputStatistics | None = None,
+    refined: RefinedPlan | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -75,9 +119,10 @@ def convert(
         model: the source.
         out: the file to write. It appears only when it is complete.
         recipe: how.
-        moments: statistics of this model's layer inputs (:func:`.calibration.checkpoint.calibrate_model`),
-            for the stock layout. Without them, and for a weight that they lack, all input channels count
-            the same and there is no error feedback.
+        statistics: of this model's layer inputs (:func:`.calibration.checkpoint.calibrate_model`, or an
+            imatrix), for the refined layouts. Without them, and for a weight that they lack, all input
+            channels count the same and there is no error feedback.
+        refined: types and clusters, where they are already chosen.
         force: replace ``out`` if it exists.
         threads: tensors in work at a time; all cores by default. The file does not depend on it.
         progress: told of every slab, in bytes of the checkpoint.
@@ -85,10 +130,12 @@ def convert(
     Raises:
         OutputError: ``out`` cannot be written.
         CheckpointError: NaN, Inf or values beyond f16's range in a weight; a file that ends early.
+        RecipeError: the target is too small for this model.
     """
-    plan, layout = plan_file(model, recipe)
+    check_target(out, 0, force=force)
+    plan, layout, chosen = plan_file(model, recipe, statistics=statistics, refined=refined, progress=progress)
     with PartialFile(out, layout.total_bytes, force=force) as file:
-        work = _Conversion(plan, layout, file, moments, progress)
+        work = _Conversion(plan, layout, file, statistics, model.tied_head, progress)
         work.run(threads or os.cpu_count() or 1)
         metadata = file_metadata(model, plan, work.relative_errors)
         header = build_layout(model.architecture, metadata, plan.outputs).header
@@ -96,7 +143,7 @@ def convert(
             raise AssertionError(f"the header grew from {len(layout.header)} to {len(header)} bytes")
         file.write_at(0, header)
         file.commit()
-    return ConversionReport(out, layout.total_bytes, plan, work.relative_errors)
+    return ConversionReport(out, layout.total_bytes, plan, work.relative_errors, chosen)
 
 
 class _Conversion:
@@ -107,13 +154,15 @@ class _Conversion:
         plan: Plan,
         layout: FileLayout,
         file: PartialFile,
-        moments: Moments | None,
+        statistics: InputStatistics | None,
+        tied_head: bool,
         progress: Progress,
     ) -> None:
         self._plan = plan
         self._layout = layout
         self._file = file
-        self._moments = moments
+        self._statistics = statistics
+        self._tied_head = tied_head
         self._progress = progress
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -134,6 +183,7 @@ class _Conversion:
             for future in futures:
                 if future in done:
                     future.result()
+        self._stop.clear()
         self._refine(threads)
         self._progress.finish()
 
@@ -145,16 +195,28 @@ class _Conversion:
         # numba and its compiler: only for those who need them
         from .refining.weights import WeightRefiner
 
-        refiner = WeightRefiner(self._moments, threads)
+        refiner = WeightRefiner(self._statistics, threads)
         for plan in tensors:
-            raw = plan.source.read()
-            check_finite(plan.source, 0, raw)
-            weight = to_float32(raw, plan.source.dtype)
-            packed, error = refiner.refine(plan.source.name, weight, plan.outputs[0].qtype)
-            self._write_slab(plan, 0, [packed])
-            self._record_error(plan, error)
-            with self._lock:
-                self._progress.advance(raw.nbytes, plan.source.name)
+            # a tied embedding is the head too: what the head reads says which of its columns matter
+            head = plan.role is Role.EMBEDDING and self._tied_head
+            name = HEAD if head else plan.source.name
+            order = plan.order.channels if plan.order else None
+            pieces = [(o.qtype, o.shape[-1]) for o in plan.sub_layers]
+            error = power = 0.0
+            experts = len(plan.source.shape) > 2
+            step = 1 if experts else plan.source.shape[0]
+            for first in range(0, plan.source.shape[0], step):
+                raw = plan.source.read_rows(first, first + step)
+                check_finite(plan.source, first, raw)
+                weight = to_float32(raw, plan.source.dtype).reshape(-1, raw.shape[-1])
+                packed, lost = refiner.refine(name, weight, pieces, order)
+                self._write_slab(plan, first, list(packed))
+                error, power = error + lost, power + float(np.vdot(weight, weight))
+                self._advance(plan, raw)
+            if plan.order is not None and len(plan.outputs) > len(pieces):
+                offset = self._layout.offsets[plan.order.name]
+                self._file.write_at(offset, plan.order.channels.astype("<i4").data)
+            self._record_error(plan, error / power if power else 0.0)
 
     def _convert_tensor(self, plan: TensorPlan) -> None:
         try:
@@ -209,7 +271,7 @@ class _Conversion:
         self._record_error(plan, error / power if power else 0.0)
 
     def _write_slab(self, plan: TensorPlan, first_row: int, slabs: list[NDArray[Any]]) -> None:
-        for output, slab in zip(plan.outputs, slabs, strict=True):
+        for output, slab in zip(plan.sub_layers, slabs, strict=True):
             row_bytes = output.nbytes // output.shape[0]
             offset = self._layout.offsets[output.name] + first_row * row_bytes
             self._file.write_at(offset, np.ascontiguousarray(slab).data)

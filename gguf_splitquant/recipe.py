@@ -1,21 +1,22 @@
 """The one description of how a file is made: frozen, serializable, stored in the file it made.
 
-A recipe and a checkpoint determine the output byte for byte, so ``splitquant.recipe`` in a file is enough
-to make it again.
+A recipe and a checkpoint determine the output, so ``splitquant.recipe`` in a file is enough to make it again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from .errors import RecipeError
 
-Layout = Literal["float", "split", "stock"]
+Layout = Literal["float", "value", "split", "stock"]
 Granularity = Literal["tensor", "row", "block"]
-CalibrationSource = Literal["self", "none"]
+CalibrationSource = Literal["self", "text", "imatrix", "none"]
 OutType = Literal["f32", "f16", "bf16", "auto"]
 
 MAX_K = 8
@@ -42,24 +43,37 @@ class Recipe:
     """How a checkpoint becomes a GGUF file.
 
     Attributes:
-        layout: ``float`` copies the weights in ``outtype``; ``split`` is the value split of SplitQuantV2
-            (arXiv 2503.07657, section 3) with linear quantization of every sub-layer; ``stock`` writes one
-            tensor of an ordinary ggml type per weight, refined with error feedback, for any llama.cpp.
-        qtype: ggml type of the linear layers in the stock layout.
-        calibration: the stock layout's statistics of layer inputs: ``self`` lets the model write its own
-            text, ``none`` takes all input channels for equally important and runs nothing.
-        k: value clusters (sub-layers) per linear layer, 1 to 8. 1 is plain linear quantization.
+        layout: ``float`` copies the weights in ``outtype``; ``value`` is the value split of SplitQuantV2
+            (arXiv 2503.07657, section 3) with linear quantization of every sub-layer; ``split`` gives
+            clusters of a layer's input channels types of their own, salient channels more bits; ``stock``
+            writes one tensor of an ordinary ggml type per weight, for any llama.cpp. The last two are
+            refined with error feedback.
+        target_bpw: bits per weight of the linear layers; the planner chooses the types.
+        target_size: bytes of the whole file, instead of ``target_bpw``.
+        qtype: one ggml type for all linear layers of the stock layout, instead of a target.
+        tensor_types: (regular expression, type): weights whose name it finds get this type, first match
+            first, whatever the planner would choose.
+        embedding: ggml type of the token embedding; empty: ``outtype``.
+        calibration: statistics of layer inputs: ``self`` lets the model write its own text, ``text`` and
+            ``imatrix`` take a user's, ``none`` takes all input channels for equally important and runs
+            nothing.
+        k: value clusters (sub-layers) per linear layer, 1 to 8, or the most channel clusters. In the value
+            layout 1 is plain linear quantization.
         bits: width of the linear quantizer: 8, 4 or 2. 32 leaves the sub-layers in F32: the split alone,
             for proving that an engine sums them.
         granularity: what shares one scale and zero point: the whole sub-layer (the paper), a row
             (output channel), or a block of consecutive inputs.
-        outtype: type of what is not split (embeddings) and, in the float layout, of all weights. ``auto``
+        outtype: type of what is not split or quantized and, in the float layout, of all weights. ``auto``
             keeps a 16-bit checkpoint's own type and stores F32 ones as F16.
-        split_head: also split an untied output head. A tied head is the embedding and stays whole.
+        split_head: also split or quantize an untied output head. A tied head is the embedding.
     """
 
-    layout: Layout = "split"
-    qtype: str = "IQ4_NL"
+    layout: Layout = "value"
+    target_bpw: float | None = None
+    target_size: int | None = None
+    qtype: str = ""
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    embedding: str = ""
     calibration: CalibrationSource = "self"
     k: int = 3
     bits: int = 4
@@ -68,26 +82,57 @@ class Recipe:
     split_head: bool = True
 
     def __post_init__(self) -> None:
-        if self.layout not in get_args(Layout):
-            raise RecipeError("layout", f"{self.layout!r} is not one of {', '.join(get_args(Layout))}")
+        for name, literal in (
+            ("layout", Layout),
+            ("granularity", Granularity),
+            ("calibration", CalibrationSource),
+            ("outtype", OutType),
+        ):
+            value = getattr(self, name)
+            if value not in get_args(literal):
+                raise RecipeError(name, f"{value!r} is not one of {', '.join(get_args(literal))}")
         if not isinstance(self.k, int) or not 1 <= self.k <= MAX_K:
             raise RecipeError("k", f"{self.k!r} clusters", f"choose 1 to {MAX_K}")
         if self.bits not in BITS:
             raise RecipeError(
                 "bits", f"{self.bits!r} is not a width of the linear quantizer", "choose 8, 4 or 2"
             )
-        if self.granularity not in get_args(Granularity):
-            raise RecipeError(
-                "granularity", f"{self.granularity!r} is not one of {', '.join(get_args(Granularity))}"
-            )
-        if self.qtype not in STOCK_TYPES:
-            raise RecipeError("type", f"{self.qtype!r} is not one of {', '.join(STOCK_TYPES)}")
-        if self.calibration not in get_args(CalibrationSource):
-            raise RecipeError(
-                "calibration", f"{self.calibration!r} is not one of {', '.join(get_args(CalibrationSource))}"
-            )
-        if self.outtype not in get_args(OutType):
-            raise RecipeError("outtype", f"{self.outtype!r} is not one of {', '.join(get_args(OutType))}")
+        for qtype in (self.qtype, self.embedding, *(t for _, t in self.tensor_types)):
+            if qtype and qtype not in STOCK_TYPES:
+                raise RecipeError("type", f"{qtype!r} is not one of {', '.join(STOCK_TYPES)}")
+        for pattern, _ in self.tensor_types:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise RecipeError(
+                    "tensor type", f"{pattern!r} is not a regular expression: {error}"
+                ) from error
+        self._check_target()
+
+    def _check_target(self) -> None:
+        targets = [self.target_bpw is not None, self.target_size is not None, bool(self.qtype)]
+        if not self.refined:
+            if any(targets) or self.tensor_types:
+                raise RecipeError("target", f"the {self.layout} layout has none", "choose split or stock")
+            return
+        if sum(targets) != 1:
+            raise RecipeError("target", "give exactly one of bits per weight, a file size, and a type")
+        if self.qtype and self.layout == "split":
+            raise RecipeError("type", "the split layout has more than one", "give a target, or choose stock")
+        if self.target_bpw is not None and not (math.isfinite(self.target_bpw) and self.target_bpw > 0):
+            raise RecipeError("target", f"{self.target_bpw} bits per weight", "choose 2.7 to 8.5")
+        if self.target_size is not None and self.target_size <= 0:
+            raise RecipeError("target", f"{self.target_size} bytes", "choose a size, such as 4GiB")
+
+    @property
+    def refined(self) -> bool:
+        """Linear layers are quantized with error feedback."""
+        return self.layout in ("split", "stock")
+
+    def fixed_type(self, weight: str) -> str:
+        """The type that the user wants for a weight; empty: the planner's choice."""
+        found = (qtype for pattern, qtype in self.tensor_types if re.search(pattern, weight))
+        return next(found, self.qtype)
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys: the same recipe is always the same text."""
@@ -97,19 +142,24 @@ class Recipe:
     def from_json(cls, text: str) -> Recipe:
         """The recipe that :meth:`to_json` wrote. Raises RecipeError on anything else."""
         try:
-            fields = json.loads(text)
+            fields: Any = json.loads(text)
         except ValueError as error:
             raise RecipeError("recipe", f"not JSON: {error}") from error
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or set(fields) - known:
             raise RecipeError("recipe", "has fields that this version does not know", "use a newer version")
-        return cls(**fields)
+        try:
+            fields["tensor_types"] = tuple((str(p), str(t)) for p, t in fields.get("tensor_types", ()))
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise RecipeError("recipe", f"damaged: {error}") from error
 
 
 RECIPES: dict[str, Recipe] = {
+    "split": Recipe(layout="split", target_bpw=4.9, embedding="Q8_0"),
+    "stock": Recipe(layout="stock", target_bpw=4.9, embedding="Q8_0"),
     "paper": Recipe(k=3, bits=4, granularity="tensor"),
     "plain": Recipe(k=1, bits=4, granularity="tensor"),
-    "stock": Recipe(layout="stock"),
 }
-"""Named recipes of the command line: ``paper`` is SplitQuantV2, ``plain`` its baseline, ``stock`` the one for
-any llama.cpp."""
+"""Named recipes of the command line: ``split`` keeps most, ``stock`` is for any llama.cpp, ``paper`` is
+SplitQuantV2 and ``plain`` its baseline."""

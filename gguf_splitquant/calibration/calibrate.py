@@ -25,10 +25,11 @@ from ..runtime.engine import EngineOptions
 from .moments import Moments, MomentWriter, TokenWeighting
 from .observer import ObservedEngine
 from .own_text import OwnText, write_own_text, writing_options
+from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the same settings give other moments: part of the cache key."""
 
 _SLAB = 1536
@@ -44,6 +45,7 @@ class Calibration:
         text: a user's own text, read instead; None: the model writes.
         most_tokens: of ``text``, taken evenly from all over it.
         weighting: what sink tokens count.
+        probing: how the layers' sensitivities are measured.
         chat: begin every other text as a user's message where the model has a chat template.
     """
 
@@ -51,6 +53,7 @@ class Calibration:
     text: Path | None = None
     most_tokens: int = 12288
     weighting: TokenWeighting = field(default_factory=TokenWeighting)
+    probing: Probing = field(default_factory=Probing)
     chat: bool = True
 
 
@@ -63,7 +66,7 @@ def calibrate(
     progress: Progress = SILENT,
     cache: Path | None = None,
 ) -> Moments:
-    """Second moments of every linear layer's input, from the cache where they are known.
+    """Second moments and sensitivities of all linear layers, from the cache where they are known.
 
     Args:
         model: the model as a GGUF file that llama.cpp runs: float, or close to it (Q8_0 halves the time).
@@ -97,7 +100,18 @@ def calibrate(
                 else own_text(model, how.own, how.chat, n_threads, progress)
             )
             np.save(work / "tokens.npy", tokens)
-            gather(model, tokens, work, how.weighting, about, n_threads, progress)
+            moments = gather(model, tokens, work, how.weighting, about, n_threads, progress)
+            moments.with_sensitivity(
+                measure_sensitivity(
+                    model,
+                    tokens,
+                    row_scales(model, moments.sharing.keys()),
+                    lambda name: np.diagonal(moments.matrix(name)),
+                    how.probing,
+                    n_threads=n_threads,
+                    progress=progress,
+                )
+            )
             if not folder.exists():
                 shutil.move(work, folder)
     except OSError as error:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 
 from ..errors import GGUFError, OutputError
 from ..gguf_io.header import TensorEntry, read_header
+from .moments import Moments
+from .names import HEAD
 
 F32 = NDArray[np.float32]
 
@@ -25,6 +29,37 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_NAME = 1024
 _CHUNK = 512
 """Tokens per chunk that the written file claims: llama-imatrix's default."""
+
+
+@dataclass(frozen=True)
+class ImportanceMatrix:
+    """An imatrix as statistics of layer inputs: the diagonal of the second moments, no sensitivities.
+
+    Attributes:
+        importance: mean square of every input channel, by weight.
+        sensitivity: empty.
+    """
+
+    importance: Mapping[str, F32]
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+
+    def input_of(self, weight: str) -> str | None:
+        """The weight that stands for the input: weights with equal values read the same one."""
+        if weight not in self.importance:
+            return None
+        return self._first[self.importance[weight].tobytes()]
+
+    def matrix(self, weight: str) -> F32:
+        """Mean square of the channels, float32 (channels,); of expert stacks the mean of the experts."""
+        values = self.importance[weight]
+        return values if values.ndim == 1 else values.mean(axis=0)
+
+    @cached_property
+    def _first(self) -> dict[bytes, str]:
+        first: dict[bytes, str] = {}
+        for name in self.importance:
+            first.setdefault(self.importance[name].tobytes(), name)
+        return first
 
 
 def read_imatrix(path: Path) -> dict[str, F32]:
@@ -105,6 +140,14 @@ def _checked(path: Path, name: str, values: NDArray[Any]) -> F32:
     if not np.isfinite(values).all() or (values < 0).any():
         raise GGUFError(path, f"has NaN, infinite or negative values for {name}", "make the imatrix again")
     return values.astype(np.float32, copy=False)
+
+
+def write_moments(path: Path, moments: Moments) -> None:
+    """Write what calibration found as an imatrix. Raises OutputError."""
+    names = [n for n in moments.sharing if n.startswith("blk.") or n == HEAD]
+    importance = {name: moments.energy(name) for name in names}
+    tokens = {name: moments.tokens[moments.sharing[name]] for name in names}
+    write_imatrix(path, importance, tokens, "a user's text" if moments.about.get("text") else "own text")
 
 
 def write_imatrix(

@@ -24,6 +24,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 _INDEX = "index.json"
+_SENSITIVITY = "sensitivity.json"
 _FORMAT = 1
 
 
@@ -115,6 +116,7 @@ class Moments:
         files: that name to its matrix.
         tokens: that name to the number of tokens seen.
         about: how it was made.
+        sensitivity: divergence per unit of a layer's loss, by weight (:mod:`.sensitivity`).
     """
 
     folder: Path
@@ -122,6 +124,7 @@ class Moments:
     files: Mapping[str, str]
     tokens: Mapping[str, int]
     about: Mapping[str, Any]
+    sensitivity: Mapping[str, float]
 
     @classmethod
     def open(cls, folder: Path) -> Moments:
@@ -130,10 +133,20 @@ class Moments:
             index = json.loads((folder / _INDEX).read_text())
             if index["format"] != _FORMAT:
                 raise ValueError(f"format {index['format']}")
-            fields = [MappingProxyType(index[k]) for k in ("sharing", "files", "tokens", "about")]
-            return cls(folder, *fields)
+            sharing, files, tokens, about = (
+                MappingProxyType(index[k]) for k in ("sharing", "files", "tokens", "about")
+            )
+            measured = folder / _SENSITIVITY
+            sensitivity = json.loads(measured.read_text()) if measured.exists() else {}
+            values = MappingProxyType({str(n): float(v) for n, v in sensitivity.items()})
+            return cls(folder, sharing, files, tokens, about, values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SplitQuantError(folder, f"not a calibration: {error}", "delete this folder") from error
+
+    def with_sensitivity(self, sensitivity: Mapping[str, float]) -> Moments:
+        """Keep measured sensitivities in the folder."""
+        (self.folder / _SENSITIVITY).write_text(json.dumps(dict(sensitivity), indent=1))
+        return Moments.open(self.folder)
 
     def input_of(self, weight: str) -> str | None:
         """Name of the input that ``weight`` reads; None if calibration did not see that weight."""

@@ -19,19 +19,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import EngineError
 from ..runtime.engine import Engine, EngineOptions
+from .names import HEAD
 
 Sink = Callable[[str, NDArray[np.float32]], None]
 """Receives the name of the weight and its input, float32 (tokens, channels), valid during the call only."""
-
-HEAD = "output.weight"
-"""The name under which the input of the output head is reported, tied or not."""
 
 _HEAD_INPUT = "result_norm"
 _F32 = 0  # GGML_TYPE_F32
 _WEIGHT_SUFFIX = b".weight"
 
 
-class _Tensor(ctypes.Structure):
+class Tensor(ctypes.Structure):
     """``struct ggml_tensor`` of ggml.h."""
 
     _fields_ = (
@@ -52,11 +50,12 @@ class _Tensor(ctypes.Structure):
     )
 
 
-def _at(address: int) -> _Tensor:
-    return _Tensor.from_address(address)
+def tensor_at(address: int) -> Tensor:
+    """The tensor at an address that llama.cpp gave."""
+    return Tensor.from_address(address)
 
 
-def _rows(tensor: _Tensor) -> NDArray[np.float32]:
+def rows_of(tensor: Tensor) -> NDArray[np.float32]:
     """The tensor's data as (rows, channels), without copying."""
     channels, *outer = (int(n) for n in tensor.ne)
     if tensor.nb[0] != 4 or tensor.nb[1] != 4 * channels or not tensor.data:
@@ -128,11 +127,11 @@ class ObservedEngine(Engine):
     def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
         # An exception must not cross the C frames between here and the caller
         try:
-            node = _at(address)
+            node = tensor_at(address)
             if node.name == _HEAD_INPUT.encode():
                 if not ask and self._sink is not None:
                     self.sharing[HEAD] = HEAD
-                    self._sink(HEAD, _rows(node))
+                    self._sink(HEAD, rows_of(node))
                 return ask  # after this node False ends the computation: the head itself is not needed
             if ask:
                 return self._wants(node)
@@ -142,10 +141,10 @@ class ObservedEngine(Engine):
             self._failure = failure
             return False
 
-    def _wants(self, node: _Tensor) -> bool:
+    def _wants(self, node: Tensor) -> bool:
         if not node.src[0] or not node.src[1]:
             return False
-        weight, source = _at(node.src[0]), _at(node.src[1])
+        weight, source = tensor_at(node.src[0]), tensor_at(node.src[1])
         if not weight.name.endswith(_WEIGHT_SUFFIX) or source.type != _F32 or weight.ne[0] != source.ne[0]:
             return False
         if weight.ne[1] <= 1 or weight.name == b"token_embd.weight" or weight.name == HEAD.encode():
@@ -158,8 +157,8 @@ class ObservedEngine(Engine):
         self._reported[node.src[1]] = name
         return True
 
-    def _report(self, node: _Tensor) -> None:
-        name = _at(node.src[0]).name.decode()
+    def _report(self, node: Tensor) -> None:
+        name = tensor_at(node.src[0]).name.decode()
         self.sharing.setdefault(name, name)
         if self._sink is not None:
-            self._sink(name, _rows(_at(node.src[1])))
+            self._sink(name, rows_of(tensor_at(node.src[1])))

@@ -25,10 +25,9 @@ KEY_QUANTIZED_TENSORS = "splitquant.quantized_tensors"
 KEY_RELATIVE_ERROR = "splitquant.relative_error"
 KEY_QUANTIZED_BY = Keys.General.QUANTIZED_BY
 
-LAYOUT_VALUE = "value"
-"""``splitquant.layout`` of a value split: sub-layers of the full shape, outputs summed."""
-LAYOUT_STOCK = "stock"
-"""``splitquant.layout`` of a file without extra tensors, for any llama.cpp."""
+KEY_ORDER_WEIGHTS = "splitquant.order.weights"
+KEY_ORDER_TENSORS = "splitquant.order.tensors"
+"""Weights whose clusters read their input in a channel order, and the tensor that holds it for each."""
 
 
 def file_metadata(
@@ -52,12 +51,16 @@ def file_metadata(
     quantized = [t.source.name for t in plan.tensors if t.quantized]
     pairs[KEY_QUANTIZED_BY] = _string(f"gguf-splitquant {__version__}")
     pairs[KEY_VERSION] = _u32(FORMAT_VERSION)
-    pairs[KEY_LAYOUT] = _string(LAYOUT_STOCK if plan.recipe.layout == "stock" else LAYOUT_VALUE)
+    pairs[KEY_LAYOUT] = _string(plan.recipe.layout)
     pairs[KEY_RECIPE] = _string(plan.recipe.to_json())
     pairs[KEY_PARAMETER_COUNT] = GGUFValue(model.n_params, GGUFValueType.UINT64)
+    ordered = {t.source.name: t.order.name for t in plan.tensors if t.order is not None}
+    if ordered:
+        pairs[KEY_ORDER_WEIGHTS] = _strings(list(ordered))
+        pairs[KEY_ORDER_TENSORS] = _strings(list(ordered.values()))
     if quantized:
         errors = [float(np.float32(relative_errors.get(name, 0.0))) for name in quantized]
-        pairs[KEY_QUANTIZED_TENSORS] = GGUFValue(quantized, GGUFValueType.ARRAY, GGUFValueType.STRING)
+        pairs[KEY_QUANTIZED_TENSORS] = _strings(quantized)
         pairs[KEY_RELATIVE_ERROR] = GGUFValue(errors, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
     return pairs
 
@@ -68,3 +71,7 @@ def _u32(value: int) -> GGUFValue:
 
 def _string(value: str) -> GGUFValue:
     return GGUFValue(value, GGUFValueType.STRING)
+
+
+def _strings(values: list[str]) -> GGUFValue:
+    return GGUFValue(values, GGUFValueType.ARRAY, GGUFValueType.STRING)

@@ -1,6 +1,17 @@
-"""What becomes of every tensor: decided before the first weight is read."""
+"""What becomes of every tensor: decided before the first one is written."""
 
 from .plan import OutputTensor, Plan, TensorPlan, make_plan
+from .refined import ChannelOrder, RefinedPlan, plan_refined
 from .roles import Role, role_of
 
-__all__ = ["OutputTensor", "Plan", "Role", "TensorPlan", "make_plan", "role_of"]
+__all__ = [
+    "ChannelOrder",
+    "OutputTensor",
+    "Plan",
+    "RefinedPlan",
+    "Role",
+    "TensorPlan",
+    "make_plan",
+    "plan_refined",
+    "role_of",
+]

@@ -6,14 +6,19 @@ order at their final offsets, and keeps all decisions in one place.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
+from ..errors import RecipeError
 from ..packing.encodings import LinearEncoding, choose_encoding
 from ..recipe import Recipe
 from ..sources.model import FloatType, SourceModel, SourceTensor
+from .rates import narrow_type
+from .refined import ChannelOrder, RefinedPlan, one_type
 from .roles import Role, role_of
 
 _FLOAT_QTYPES = {
@@ -38,16 +43,6 @@ _FILE_TYPES = {
     GGMLQuantizationType.Q5_1: LlamaFileType.MOSTLY_Q5_1,
     GGMLQuantizationType.Q5_K: LlamaFileType.MOSTLY_Q5_K_S,
     GGMLQuantizationType.Q6_K: LlamaFileType.MOSTLY_Q6_K,
-}
-
-# what a row that is not whole super-blocks of 256 gets instead: tensor_type_fallback in llama-quant.cpp
-_NARROW_TYPES = {
-    GGMLQuantizationType.Q2_K: GGMLQuantizationType.IQ4_NL,
-    GGMLQuantizationType.Q3_K: GGMLQuantizationType.IQ4_NL,
-    GGMLQuantizationType.IQ4_XS: GGMLQuantizationType.IQ4_NL,
-    GGMLQuantizationType.Q4_K: GGMLQuantizationType.Q5_0,
-    GGMLQuantizationType.Q5_K: GGMLQuantizationType.Q5_1,
-    GGMLQuantizationType.Q6_K: GGMLQuantizationType.Q8_0,
 }
 
 
@@ -84,9 +79,11 @@ class TensorPlan:
     Attributes:
         source: the tensor.
         role: its part in the model.
-        outputs: the tensors it becomes: one, or the sub-layers in order.
+        outputs: the tensors it becomes: one, or the sub-layers in order; then the channel order, if this is
+            the first weight that reads it.
         encoding: how linear codes are carried; None for outputs that have none.
-        refined: quantized into its one output's type with error feedback.
+        refined: quantized into the outputs' types with error feedback.
+        order: the channel order of clusters that are refined.
         note: why it is not treated as the recipe says; empty if it is.
     """
 
@@ -95,12 +92,18 @@ class TensorPlan:
     outputs: tuple[OutputTensor, ...]
     encoding: LinearEncoding | None = None
     refined: bool = False
+    order: ChannelOrder | None = None
     note: str = ""
 
     @property
     def quantized(self) -> bool:
         """The recipe applies: the weight is split or quantized, not copied."""
         return self.encoding is not None or self.refined or len(self.outputs) > 1
+
+    @property
+    def sub_layers(self) -> tuple[OutputTensor, ...]:
+        """The outputs that hold weights."""
+        return tuple(o for o in self.outputs if o.qtype is not GGMLQuantizationType.I32)
 
     @property
     def nbytes(self) -> int:
@@ -143,11 +146,32 @@ def split_name(name: str, index: int) -> str:
     return name if index == 0 else f"{name.removesuffix('.weight')}.split{index}.weight"
 
 
-def make_plan(model: SourceModel, recipe: Recipe) -> Plan:
-    """Decide on every tensor of a model. Reads no weights."""
+def make_plan(model: SourceModel, recipe: Recipe, refined: RefinedPlan | None = None) -> Plan:
+    """Decide on every tensor of a model. Reads no weights.
+
+    Args:
+        model: the source.
+        recipe: how.
+        refined: types and clusters of the linear layers, for a recipe with a target.
+
+    Raises:
+        RecipeError: the recipe has a target and ``refined`` is missing.
+    """
+    if recipe.refined and refined is None:
+        if not recipe.qtype:
+            raise RecipeError("plan", "the recipe's target needs one", "make it with plan_refined")
+        refined = one_type(model, recipe)
     float_qtype = _float_qtype(model, recipe)
-    tensors = tuple(_plan_tensor(t, recipe, float_qtype) for t in model.tensors)
-    return Plan(recipe, tensors, _file_type(tensors, float_qtype))
+    tensors = []
+    written: set[str] = set()
+    for tensor in model.tensors:
+        plan = _plan_tensor(tensor, recipe, refined, float_qtype)
+        if plan.order is not None and plan.order.name not in written:
+            written.add(plan.order.name)
+            order = OutputTensor(plan.order.name, GGMLQuantizationType.I32, (len(plan.order.channels),))
+            plan = dataclasses.replace(plan, outputs=(*plan.outputs, order))
+        tensors.append(plan)
+    return Plan(recipe, tuple(tensors), _file_type(tensors, float_qtype))
 
 
 def _float_qtype(model: SourceModel, recipe: Recipe) -> GGMLQuantizationType:
@@ -158,12 +182,21 @@ def _float_qtype(model: SourceModel, recipe: Recipe) -> GGMLQuantizationType:
     return GGMLQuantizationType.BF16 if bf16 else GGMLQuantizationType.F16
 
 
-def _plan_tensor(tensor: SourceTensor, recipe: Recipe, float_qtype: GGMLQuantizationType) -> TensorPlan:
+def _plan_tensor(
+    tensor: SourceTensor, recipe: Recipe, refined: RefinedPlan | None, float_qtype: GGMLQuantizationType
+) -> TensorPlan:
     role = role_of(tensor)
     note = ""
+    if role is Role.EMBEDDING and recipe.embedding:
+        qtype = narrow_type(GGMLQuantizationType[recipe.embedding], tensor.shape[-1])
+        if qtype is not None:
+            output = OutputTensor(tensor.name, qtype, tensor.shape)
+            return TensorPlan(tensor, role, (output,), refined=True)
     if recipe.layout != "float" and (role is Role.LINEAR or (role is Role.HEAD and recipe.split_head)):
-        plan = _plan_split if recipe.layout == "split" else _plan_stock
-        planned, note = plan(tensor, role, recipe)
+        if refined is not None:
+            planned, note = _plan_refined(tensor, role, recipe, refined)
+        else:
+            planned, note = _plan_split(tensor, role, recipe)
         if planned is not None:
             return planned
     qtype = GGMLQuantizationType.F32 if stored_as_f32(tensor) else float_qtype
@@ -183,19 +216,23 @@ def _plan_split(tensor: SourceTensor, role: Role, recipe: Recipe) -> tuple[Tenso
     return TensorPlan(tensor, role, outputs, encoding), ""
 
 
-def _plan_stock(tensor: SourceTensor, role: Role, recipe: Recipe) -> tuple[TensorPlan | None, str]:
-    """One stock tensor for one weight, or None and the reason why it stays float."""
-    wanted = qtype = GGMLQuantizationType[recipe.qtype]
-    columns = tensor.shape[-1]
-    if len(tensor.shape) > 2:
-        return None, "stacked experts are not refined yet, so they stay float"
-    if columns % GGML_QUANT_SIZES[qtype][0]:
-        qtype = _NARROW_TYPES.get(qtype, qtype)
-    if columns % GGML_QUANT_SIZES[qtype][0]:
-        return None, f"{columns} columns are not whole blocks of 32, so it stays float"
-    note = "" if qtype is wanted else f"{columns} columns are not whole blocks of 256: {qtype.name} instead"
-    output = OutputTensor(tensor.name, qtype, tensor.shape)
-    return TensorPlan(tensor, role, (output,), refined=True, note=note), ""
+def _plan_refined(
+    tensor: SourceTensor, role: Role, recipe: Recipe, refined: RefinedPlan
+) -> tuple[TensorPlan | None, str]:
+    """The clusters of one weight, or None and the reason why it stays float."""
+    pieces = refined.pieces.get(tensor.name)
+    if pieces is None:
+        return None, f"{tensor.shape[-1]} columns are not whole blocks of 32, so it stays float"
+    outputs = tuple(
+        OutputTensor(split_name(tensor.name, i), piece.qtype, (*tensor.shape[:-1], piece.width))
+        for i, piece in enumerate(pieces)
+    )
+    wanted, given = recipe.fixed_type(tensor.name), pieces[0].qtype.name
+    note = ""
+    if wanted and wanted != given and len(pieces) == 1:
+        note = f"{tensor.shape[-1]} columns are not whole blocks of 256: {given} instead"
+    order = refined.orders.get(tensor.name)
+    return TensorPlan(tensor, role, outputs, refined=True, order=order, note=note), ""
 
 
 def stored_as_f32(tensor: SourceTensor) -> bool:
@@ -208,11 +245,11 @@ def stored_as_f32(tensor: SourceTensor) -> bool:
     )
 
 
-def _file_type(tensors: tuple[TensorPlan, ...], float_qtype: GGMLQuantizationType) -> LlamaFileType:
+def _file_type(tensors: Sequence[TensorPlan], float_qtype: GGMLQuantizationType) -> LlamaFileType:
     weights: dict[GGMLQuantizationType, int] = {}
     for plan in tensors:
         if plan.quantized:
-            qtype = plan.outputs[0].qtype
-            weights[qtype] = weights.get(qtype, 0) + plan.source.n_params
+            for output in plan.sub_layers:
+                weights[output.qtype] = weights.get(output.qtype, 0) + output.nbytes
     main = max(weights, key=lambda q: weights[q]) if weights else float_qtype
     return _FILE_TYPES[main]

@@ -89,7 +89,7 @@ class Refiner:
             clusters: one type for all channels in their own order; or clusters, most salient first, that
                 together hold every channel once.
             threads: worker threads; None: one per core.
-            damping: fraction of the mean diagonal that is added to the diagonal of H.
+            damping: fraction of the typical (geometric mean) diagonal that is added to the diagonal of H.
             revisits: sweeps of block coordinate descent after the first pass.
 
         Raises:

@@ -119,30 +119,47 @@ def prepare(moments: NDArray[Any], clusters: Sequence[Cluster], damping: float) 
             a llama.cpp importance matrix holds.
         clusters: in the order in which they are quantized; together they hold every channel once. What one
             gets wrong, the later ones make good: the salient channels belong first.
-        damping: fraction of the mean diagonal that is added to the diagonal.
+        damping: fraction of :func:`typical_salience` that is added to the diagonal.
 
     Raises:
         SplitQuantError: NaN, infinity, or a matrix that is far from positive definite.
     """
-    diagonal = np.asarray(moments if moments.ndim == 1 else np.diagonal(moments), dtype=np.float64)
-    if not np.isfinite(diagonal).all() or (diagonal < 0).any():
-        raise SplitQuantError("second moments", "NaN, infinite or negative", "calibrate again")
-    mean = float(diagonal.mean()) or 1.0  # an input that is always zero: every column counts the same
+    diagonal = _salience(moments)
     places = tuple(visiting_order(diagonal[c.channels], c.sub, c.block) for c in clusters)
     order = np.concatenate([c.channels[place] for c, place in zip(clusters, places, strict=True)])
-    damped = (diagonal + damping * mean)[order]
+    damped = (diagonal + damping * typical_salience(diagonal))[order]
     if moments.ndim == 1:
         return Metric(order, places, _diagonal_sweep(damped, clusters), None)
-    # Unit diagonal first: what single precision then loses is relative to each column's own size, and
-    # inputs with massive activations stay factorable.
     root = np.sqrt(damped)
-    scaled = moments[np.ix_(order, order)].astype(np.float32)
-    scaled /= root.astype(np.float32)[:, None]
-    scaled /= root.astype(np.float32)[None, :]
-    np.fill_diagonal(scaled, 1.0)
+    scaled = _unit_diagonal(moments, order, root)
     factor = _reverse_cholesky(scaled)
     first = _triangular_sweep(factor, root, clusters)
     return Metric(order, places, first, _descent_sweep(scaled, root, clusters))
+
+
+def typical_salience(salience: NDArray[Any]) -> float:
+    """Geometric mean of the channels' second moments: few massive channels do not move it."""
+    largest = float(salience.max(initial=0.0))
+    if largest == 0:
+        return 1.0  # an input that is always zero: every column counts the same
+    return float(np.exp(np.log(np.maximum(salience.astype(np.float64), 1e-9 * largest)).mean()))
+
+
+def _salience(moments: NDArray[Any]) -> F64:
+    diagonal = np.asarray(moments if moments.ndim == 1 else np.diagonal(moments), dtype=np.float64)
+    if not np.isfinite(diagonal).all() or (diagonal < 0).any():
+        raise SplitQuantError("second moments", "NaN, infinite or negative", "calibrate again")
+    return diagonal
+
+
+def _unit_diagonal(moments: NDArray[Any], order: NDArray[np.int64], root: F64) -> F32:
+    """The moments in ``order``, scaled: what single precision then loses is relative to each column's own
+    size, and inputs with massive activations stay factorable."""
+    scaled: F32 = moments[np.ix_(order, order)].astype(np.float32)
+    scaled /= root.astype(np.float32)[:, None]
+    scaled /= root.astype(np.float32)[None, :]
+    np.fill_diagonal(scaled, 1.0)
+    return scaled
 
 
 def _reverse_cholesky(matrix: F32) -> F32:
@@ -218,3 +235,18 @@ def _descent_sweep(scaled: F32, root: F64, clusters: Sequence[Cluster]) -> Sweep
         parts.append(_block_factors(factors))
     scaled *= root.astype(np.float32)[None, :]
     return Sweep(scaled, tuple(parts))
+
+
+def conditional_variances(moments: NDArray[Any], order: NDArray[np.int64], damping: float) -> F64:
+    """What is left of each channel's second moment once the later ones make good what they can: (cols,).
+
+    Rounding the channels in ``order`` costs ``sum_i variance_i * error_i**2``, as error feedback is the
+    Cholesky factorization of H. ``moments`` and ``damping`` are those of :func:`prepare`, and so are errors.
+    """
+    salience = _salience(moments)
+    damped = (salience + damping * typical_salience(salience))[order]
+    if moments.ndim == 1:
+        return damped
+    scaled = _unit_diagonal(moments, order, np.sqrt(damped))
+    variances: F64 = np.diagonal(_reverse_cholesky(scaled)).astype(np.float64) ** 2 * damped
+    return variances

@@ -6,57 +6,75 @@ the last input are kept and no others.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from .feedback import Refiner
-
-if TYPE_CHECKING:
-    from ..calibration.moments import Moments
+from ..errors import RecipeError
+from ..planning.curves import InputStatistics
+from .feedback import Refiner, TypedCluster
 
 
 class WeightRefiner:
     """Quantizes the weights of one model.
 
     Args:
-        moments: statistics of the layer inputs; None, or a weight that they lack: every channel counts the
-            same.
+        statistics: of the layer inputs; None, or a weight that they lack: every channel counts the same.
         threads: worker threads.
     """
 
-    def __init__(self, moments: Moments | None, threads: int) -> None:
-        self._moments = moments
+    def __init__(self, statistics: InputStatistics | None, threads: int) -> None:
+        self._statistics = statistics
         self._threads = threads
         self._refiner: Refiner | None = None
-        self._key: tuple[str | None, int, GGMLQuantizationType] | None = None
+        self._key: Any = None
 
     def refine(
-        self, name: str, weight: NDArray[np.float32], qtype: GGMLQuantizationType
-    ) -> tuple[NDArray[np.uint8], float]:
+        self,
+        name: str,
+        weight: NDArray[np.float32],
+        pieces: Sequence[tuple[GGMLQuantizationType, int]],
+        order: NDArray[np.int64] | None = None,
+    ) -> tuple[tuple[NDArray[np.uint8], ...], float]:
         """Quantize one weight, float32 ``(rows, columns)``.
 
+        Args:
+            name: under which the statistics know the weight.
+            weight: the values.
+            pieces: type and number of channels of each cluster, in ``order``.
+            order: input channel at each position; None: as they are.
+
         Returns:
-            The packed rows, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) / sum(w**2). Error
-            feedback trades that figure for a smaller error of the layer's output.
+            The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of all.
+            Error feedback trades that figure for a smaller error of the layer's output.
 
         Raises:
             SplitQuantError: the statistics do not fit the weight.
         """
-        packed = self._refiner_for(name, weight.shape[1], qtype).refine(weight).packed[0]
-        difference = weight - quants.dequantize(packed, qtype)
-        power = float(np.vdot(weight, weight))
-        return packed, float(np.vdot(difference, difference)) / power if power else 0.0
+        order = np.arange(weight.shape[1]) if order is None else order
+        edges = np.cumsum([0, *(width for _, width in pieces)])
+        clusters = [
+            TypedCluster(qtype, order[edges[i] : edges[i + 1]]) for i, (qtype, _) in enumerate(pieces)
+        ]
+        packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
+        error = 0.0
+        for cluster, part in zip(clusters, packed, strict=True):
+            difference = weight[:, cluster.channels] - quants.dequantize(part, cluster.qtype)
+            error += float(np.vdot(difference, difference))
+        return packed, error
 
-    def _refiner_for(self, name: str, columns: int, qtype: GGMLQuantizationType) -> Refiner:
-        source = self._moments.input_of(name) if self._moments else None
-        key = (source, columns, qtype)
+    def _refiner_for(self, name: str, clusters: list[TypedCluster], columns: int) -> Refiner:
+        source = self._statistics.input_of(name) if self._statistics else None
+        key = (source, columns, [(c.qtype, c.channels.tobytes()) for c in clusters])
         if self._refiner is None or key != self._key:
-            statistics: NDArray[Any] = np.ones(columns, np.float32)
-            if self._moments and source is not None:
-                statistics = self._moments.matrix(name)
-            self._refiner = Refiner(statistics, qtype, threads=self._threads)
+            moments: NDArray[Any] = np.ones(columns, np.float32)
+            if self._statistics is not None and source is not None:
+                moments = self._statistics.matrix(name)
+            if moments.shape[0] != columns:
+                raise RecipeError(name, f"has {columns} input channels, its statistics {moments.shape[0]}")
+            self._refiner = Refiner(moments, clusters, threads=self._threads)
             self._key = key
         return self._refiner

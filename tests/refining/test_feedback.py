@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.refining import Refined, Refiner, TypedCluster, refinable
 from gguf_splitquant.refining.kernels import round_f16
+from gguf_splitquant.refining.metric import typical_salience
 
 Q = GGMLQuantizationType
 COLUMNS, ROWS, DAMPING = 512, 70, 0.02
@@ -36,7 +37,7 @@ def refine(weight: NDArray[np.float32], moments: NDArray[Any], qtype: Q, **optio
 
 def loss(weight: NDArray[np.float32], packed: NDArray[np.uint8], qtype: Q, h: NDArray[np.float64]) -> float:
     error = (weight - dequantize(packed, qtype)).astype(np.float64)
-    return float(((error @ (h + DAMPING * np.diag(h).mean() * np.eye(len(h)))) * error).sum())
+    return float(((error @ (h + DAMPING * typical_salience(np.diag(h)) * np.eye(len(h)))) * error).sum())
 
 
 @pytest.mark.parametrize("qtype", refinable(), ids=lambda t: t.name)
@@ -130,7 +131,7 @@ def test_clusters_with_types_of_their_own_share_the_feedback(
         own = moments[np.ix_(cluster.channels, cluster.channels)]
         alone = Refiner(own, cluster.qtype, threads=1, damping=DAMPING).refine(weight[:, cluster.channels])
         apart[:, cluster.channels] = dequantize(alone.packed[0], cluster.qtype)
-    damped = moments + DAMPING * np.diag(moments).mean() * np.eye(COLUMNS)
+    damped = moments + DAMPING * typical_salience(np.diag(moments)) * np.eye(COLUMNS)
 
     def output_error(values: NDArray[np.float32]) -> float:
         error = (weight - values).astype(np.float64)

@@ -7,7 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from gguf_splitquant.errors import SplitQuantError
-from gguf_splitquant.refining.metric import Cluster, Sweep, prepare, visiting_order
+from gguf_splitquant.refining.metric import (
+    Cluster,
+    Sweep,
+    conditional_variances,
+    prepare,
+    typical_salience,
+    visiting_order,
+)
 
 
 def moments(columns: int, seed: int = 0) -> NDArray[np.float64]:
@@ -43,7 +50,7 @@ def test_first_sweep_splits_the_whole_loss_into_block_losses() -> None:
     shuffled = np.random.default_rng(3).permutation(96)
     metric = prepare(h, [Cluster(shuffled[:64], 32, 64), Cluster(shuffled[64:], 16, 32)], damping=0.01)
     error = np.random.default_rng(1).standard_normal(96)
-    damped = h + 0.01 * np.diag(h).mean() * np.eye(96)
+    damped = h + 0.01 * typical_salience(np.diag(h)) * np.eye(96)
     loss = error @ damped[np.ix_(metric.order, metric.order)] @ error
     assert sum(block_losses(metric.first, error, True)) == pytest.approx(loss, rel=1e-4)
 
@@ -52,7 +59,7 @@ def test_later_sweep_measures_a_block_around_its_conditional_optimum() -> None:
     h = moments(64)
     metric = prepare(h, whole(64, 16, 32), damping=0.05)
     assert metric.later is not None
-    damped = (h + 0.05 * np.diag(h).mean() * np.eye(64))[np.ix_(metric.order, metric.order)]
+    damped = (h + 0.05 * typical_salience(np.diag(h)) * np.eye(64))[np.ix_(metric.order, metric.order)]
     rng = np.random.default_rng(2)
     error = rng.standard_normal(64)
     changed = error.copy()
@@ -92,3 +99,16 @@ def test_broken_moments_are_refused(bad: float) -> None:
     h[3, 3] = bad
     with pytest.raises(SplitQuantError, match="second moments"):
         prepare(h, whole(64, 32, 32), damping=0.01)
+
+
+def test_conditional_variances_are_the_first_sweeps_weights() -> None:
+    h = moments(96)
+    metric = prepare(h, whole(96, 32, 32), damping=0.02)
+    expected = np.concatenate([f.weight.reshape(-1) for f in metric.first.factors])
+    np.testing.assert_allclose(conditional_variances(h, metric.order, 0.02), expected, rtol=1e-4)
+
+
+def test_few_massive_channels_do_not_move_the_typical_salience() -> None:
+    salience = np.ones(1000)
+    salience[7] = 1e6
+    assert typical_salience(salience) < 1.02

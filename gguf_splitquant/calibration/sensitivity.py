@@ -1,0 +1,230 @@
+"""How much the model's output suffers per unit of error in a layer's output: what makes errors comparable.
+
+Error feedback measures its loss at the layer: ``tr(E H E^T)``. The divergence that it causes at the model's
+output is, to first order, that loss times a coefficient of the layer (the linearity theorem of HIGGS,
+arXiv 2411.17525, section 3: terms of different layers add up). The coefficient is measured here: random
+errors, shaped like those of error feedback, are added to one layer's output while llama.cpp computes, and
+the KL divergence of the next-token distributions is taken. Every sequence of a batch carries an error of its
+own, so a whole model costs about as many tokens as gathering its second moments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from ..progress import SILENT, Progress
+from ..refining.metric import typical_salience
+from ..runtime.engine import EngineOptions
+from .observer import ObservedEngine, Tensor, rows_of, tensor_at
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+
+_SLAB = 1024
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Probing:
+    """How sensitivities are measured.
+
+    Attributes:
+        texts: sequences of the calibration text that are read per weight.
+        length: tokens of each.
+        skip: positions at the beginning that are not scored: little context makes them untypical.
+        strength: size of the errors relative to the weights: large against the engine's own noise, small
+            enough that divergence still grows as its square.
+        layers: most layers that are probed; the others are interpolated.
+        seed: of the errors.
+    """
+
+    texts: int = 2
+    length: int = 96
+    skip: int = 16
+    strength: float = 0.2
+    layers: int = 10
+    seed: int = 0
+
+
+class _ProbedEngine(ObservedEngine):
+    """Adds errors to the outputs of chosen weights: sequence i of a batch to weight ``targets[i]``."""
+
+    def __init__(self, path: Path, options: EngineOptions, errors: Callable[[str, F32], F32]) -> None:
+        self.targets: Sequence[str | None] = ()
+        self._errors = errors
+        super().__init__(path, options, sink=lambda _name, _inputs: None)
+
+    def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
+        # An exception must not cross the C frames between here and the caller
+        try:
+            node = tensor_at(address)
+            if not node.src[0] or not node.src[1]:
+                return not ask
+            name = tensor_at(node.src[0]).name.decode()
+            if name not in self.targets:
+                return not ask
+            if not ask:
+                self._disturb(name, node)
+            return True
+        except BaseException as failure:
+            self._failure = failure
+            return False
+
+    def _disturb(self, name: str, node: Tensor) -> None:
+        outputs, inputs = rows_of(node), rows_of(tensor_at(node.src[1]))
+        length = len(outputs) // len(self.targets)
+        for i, target in enumerate(self.targets):
+            if target == name:
+                here = slice(i * length, (i + 1) * length)
+                outputs[here] += self._errors(name, inputs[here])
+
+    def disturbed_logits(self, tokens: I32, targets: Sequence[str | None]) -> F32:
+        """Logits of every position: float32 (sequences, length, vocabulary)."""
+        self.targets = targets
+        self.clear()
+        sequences, positions = np.divmod(np.arange(tokens.size), tokens.shape[1])
+        logits = self.decode(tokens.reshape(-1), positions, sequences, True)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        shaped: F32 = logits.reshape(*tokens.shape, -1)
+        return shaped
+
+    def __enter__(self) -> _ProbedEngine:
+        return self
+
+
+def measure_sensitivity(
+    model: Path,
+    tokens: I32,
+    weights: Mapping[str, F32],
+    salience: Callable[[str], F32],
+    how: Probing | None = None,
+    *,
+    n_threads: int | None = None,
+    progress: Progress = SILENT,
+) -> dict[str, float]:
+    """Divergence per unit of a layer's loss, for every weight.
+
+    Args:
+        model: a GGUF file close to the float model.
+        tokens: calibration text, int32 (sequences, length).
+        weights: root mean square of each row, (rows,), by name of the weight.
+        salience: diagonal of H of a weight's input, (channels,).
+        how: amount of text and size of the errors.
+        n_threads: None is one per performance core.
+        progress: counts tokens.
+
+    Returns:
+        For every name in ``weights``: KLD (nats per token) / ``tr(E H E^T)``. Weights of layers that are
+        not probed are interpolated between layers of the same kind, on a logarithmic scale.
+
+    Raises:
+        EngineError: the model does not run.
+    """
+    how = how or Probing()
+    texts = np.ascontiguousarray(tokens[: how.texts, : how.length])
+    probed = _probed(weights, how.layers)
+    together = max(1, 768 // texts.shape[1])
+    options = EngineOptions(
+        n_ctx=together * -(-texts.shape[1] // 256) * 256,
+        n_batch=together * texts.shape[1],
+        n_ubatch=together * texts.shape[1],
+        n_sequences=together,
+        n_threads=n_threads,
+    )
+    norms: dict[str, float] = {}
+
+    def errors(name: str, inputs: F32) -> F32:
+        rows, width = weights[name], inputs.shape[1]
+        diagonal = salience(name)
+        # Every channel carries the same part of the loss, as after error feedback. The geometric mean keeps
+        # a few massive channels from blowing up the errors of all others.
+        typical = typical_salience(diagonal)
+        spread = np.sqrt(typical / np.maximum(diagonal, 1e-2 * typical))
+        rng = np.random.default_rng([how.seed, len(rows), width])
+        noise = rng.standard_normal((len(rows), width), np.float32)
+        noise *= (how.strength * rows)[:, None]
+        noise *= spread.astype(np.float32)[None, :]
+        norms[name] = float(how.strength**2 * np.vdot(rows, rows) * np.vdot(spread**2, diagonal))
+        disturbed: F32 = inputs @ noise.T
+        return disturbed
+
+    found: dict[str, float] = {}
+    with _ProbedEngine(model, options, errors) as engine:
+        progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
+        clean = _log_probabilities(engine, texts, [None] * len(texts), how.skip)
+        progress.advance(texts.size)
+        pairs = [(name, i) for name in probed for i in range(len(texts))]
+        divergence: dict[str, list[float]] = {name: [] for name in probed}
+        for start in range(0, len(pairs), together):
+            batch = pairs[start : start + together]
+            chosen = texts[[i for _, i in batch]]
+            disturbed = _log_probabilities(engine, chosen, [name for name, _ in batch], how.skip)
+            for (name, i), log_q in zip(batch, disturbed, strict=True):
+                log_p = clean[i]
+                divergence[name].append(float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()))
+            progress.advance(chosen.size)
+        progress.finish()
+    for name, values in divergence.items():
+        found[name] = float(np.mean(values)) / norms[name]
+    return _interpolated(found, weights)
+
+
+def row_scales(model: Path, names: Collection[str]) -> dict[str, F32]:
+    """Root mean square of every row, (rows,), of the matrices among ``names``."""
+    scales = {}
+    for tensor in GGUFReader(model).tensors:
+        if tensor.name in names and len(tensor.shape) == 2:
+            rows = [
+                np.sqrt(np.mean(dequantize(tensor.data[i : i + _SLAB], tensor.tensor_type) ** 2, axis=1))
+                for i in range(0, len(tensor.data), _SLAB)
+            ]
+            scales[tensor.name] = np.concatenate(rows).astype(np.float32)
+    return scales
+
+
+def _log_probabilities(engine: _ProbedEngine, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:
+    logits = engine.disturbed_logits(tokens, targets)[:, min(skip, tokens.shape[1] - 1) :]
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    result: F32 = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Kind of weight, and its layer (-1 outside of layers)."""
+    match = _LAYER.fullmatch(name)
+    return (match[2], int(match[1])) if match else (name, -1)
+
+
+def _probed(weights: Mapping[str, F32], most: int) -> list[str]:
+    """The weights to probe: those of some layers, evenly spread, with both ends."""
+    layers = sorted({_place(name)[1] for name in weights if _place(name)[1] >= 0})
+    chosen = (
+        {layers[i] for i in np.linspace(0, len(layers) - 1, most).round().astype(int)} if layers else set()
+    )
+    return [name for name in weights if _place(name)[1] in chosen or _place(name)[1] < 0]
+
+
+def _interpolated(found: Mapping[str, float], names: Mapping[str, F32]) -> dict[str, float]:
+    kinds: dict[str, list[tuple[int, float]]] = {}
+    for name, value in found.items():
+        kind, layer = _place(name)
+        kinds.setdefault(kind, []).append((layer, max(value, 1e-30)))
+    result = {}
+    for name in names:
+        kind, layer = _place(name)
+        known = sorted(kinds[kind])
+        logs = np.interp(layer, [k for k, _ in known], np.log([v for _, v in known]))
+        result[name] = float(np.exp(logs))
+    return result

@@ -1,0 +1,173 @@
+"""The options of ``convert``, and the recipe that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+from typing import get_args
+
+from ..errors import RecipeError
+from ..recipe import BITS, MAX_K, RECIPES, STOCK_TYPES, Granularity, Layout, OutType, Recipe
+
+_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", re.IGNORECASE)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the options."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face checkpoint directory")
+    parser.add_argument("out", type=Path, metavar="OUT.gguf", help="file to write")
+    parser.add_argument(
+        "--recipe",
+        choices=list(RECIPES),
+        default=None,
+        help="split: salient input channels get more bits, for the patched llama.cpp (default); stock: "
+        "ordinary tensors for any llama.cpp; paper: SplitQuantV2, k = 3, INT4; plain: its baseline",
+    )
+    parser.add_argument(
+        "--layout", choices=get_args(Layout), help="as --recipe; float: copy the weights in --outtype"
+    )
+    size = parser.add_argument_group("size (split, stock)")
+    size.add_argument(
+        "--target-bpw", type=float, metavar="N", help="bits per weight of the linear layers (default: 4.9)"
+    )
+    size.add_argument("--target-size", type=_size, metavar="SIZE", help="of the whole file: 900MB, 4GiB")
+    size.add_argument(
+        "--type", choices=STOCK_TYPES, metavar="TYPE", help="stock: one type for all linear layers"
+    )
+    size.add_argument(
+        "--tensor-type",
+        action="append",
+        default=[],
+        metavar="REGEX=TYPE",
+        help="a type for the weights whose name the expression finds; may be repeated",
+    )
+    size.add_argument(
+        "--embedding-type", choices=(*STOCK_TYPES, "float"), metavar="TYPE", help="default: Q8_0"
+    )
+    size.add_argument("--plan", type=Path, metavar="FILE", help="write the types and clusters as JSON")
+    size.add_argument("--use-plan", type=Path, metavar="FILE", help="take them from there")
+    statistics = parser.add_argument_group("statistics of layer inputs (split, stock)")
+    statistics.add_argument(
+        "--calibration-text", type=Path, metavar="FILE", help="from this UTF-8 text, not the model's own"
+    )
+    statistics.add_argument("--imatrix", type=Path, metavar="FILE", help="from a llama.cpp imatrix")
+    statistics.add_argument(
+        "--no-calibration", action="store_true", help="none: run nothing, all channels count the same"
+    )
+    statistics.add_argument(
+        "--write-imatrix", type=Path, metavar="FILE", help="write what was found, for llama-quantize"
+    )
+    value = parser.add_argument_group("value split (paper, plain)")
+    value.add_argument(
+        "-k", type=int, metavar="K", help=f"value clusters, or most channel clusters, per layer: 1 to {MAX_K}"
+    )
+    value.add_argument(
+        "--bits", type=int, choices=BITS, help="width of the linear quantizer; 32: split, not quantized"
+    )
+    value.add_argument(
+        "--granularity", choices=get_args(Granularity), help="what shares one scale and zero point"
+    )
+    parser.add_argument(
+        "--outtype",
+        choices=get_args(OutType),
+        help="type of what is not quantized; auto: the checkpoint's 16-bit type, F16 for F32 (default)",
+    )
+    parser.add_argument(
+        "--no-split-head", action="store_true", help="keep an untied output head whole, in --outtype"
+    )
+    parser.add_argument(
+        "--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognized"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="tensors in work at a time (default: all cores)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it exists")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print every tensor's plan and the exact file size; write nothing",
+    )
+
+
+def recipe_from(args: argparse.Namespace) -> Recipe:
+    """The named recipe with the options that were given. Raises RecipeError for those that contradict."""
+    _check(args)
+    base = RECIPES[args.recipe or _recipe_of(args.layout)]
+    given = {
+        name: getattr(args, name)
+        for name in ("k", "bits", "granularity", "layout", "outtype")
+        if getattr(args, name) is not None
+    }
+    if args.no_split_head:
+        given["split_head"] = False
+    if given.get("layout", base.layout) not in ("split", "stock"):
+        return dataclasses.replace(base, **{**_NO_TARGET, **given})
+    target = [args.target_bpw, args.target_size, args.type]
+    if any(t is not None for t in target):
+        given |= {"target_bpw": args.target_bpw, "target_size": args.target_size, "qtype": args.type or ""}
+    given["tensor_types"] = tuple(_tensor_type(t) for t in args.tensor_type)
+    if args.embedding_type:
+        given["embedding"] = "" if args.embedding_type == "float" else args.embedding_type
+    for option, source in (("calibration_text", "text"), ("imatrix", "imatrix"), ("no_calibration", "none")):
+        if getattr(args, option):
+            given["calibration"] = source
+    return dataclasses.replace(base, **given)
+
+
+_NO_TARGET = {"target_bpw": None, "embedding": ""}
+
+
+def _recipe_of(layout: str | None) -> str:
+    if layout in ("split", "stock"):
+        return layout
+    return "split" if layout is None else "paper"
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.threads is not None and args.threads < 1:
+        raise RecipeError("--threads", f"{args.threads} is less than one", "choose 1 or more")
+    base = RECIPES[args.recipe or _recipe_of(args.layout)]
+    layout = args.layout or base.layout
+    refined_only = (
+        *("type", "tensor_type", "embedding_type", "target_bpw", "target_size", "plan", "use_plan"),
+        *("calibration_text", "imatrix", "no_calibration", "write_imatrix"),
+    )
+    value_only = ("bits", "granularity")
+    wrong = value_only if layout in ("split", "stock") else refined_only
+    for option in wrong:
+        if getattr(args, option):
+            belongs = "the value split" if option in value_only else "the split and stock layouts"
+            fix = "add --recipe paper" if option in value_only else "add --recipe split or stock"
+            raise RecipeError(_flag(option), f"belongs to {belongs}", f"{fix}, or leave it out")
+    together = [o for o in ("calibration_text", "imatrix", "no_calibration") if getattr(args, o)]
+    if len(together) > 1:
+        raise RecipeError(_flag(together[1]), f"contradicts {_flag(together[0])}", "give one of them")
+    for option in ("calibration_text", "imatrix", "use_plan"):
+        path = getattr(args, option)
+        if path and not path.is_file():
+            raise RecipeError(_flag(option), f"no such file: {path}", "give the path of a file")
+    if args.use_plan and (args.type or args.tensor_type or args.target_bpw or args.target_size):
+        raise RecipeError("--use-plan", "contradicts options that choose types", "give one of them")
+    if args.write_imatrix and (args.imatrix or args.no_calibration):
+        raise RecipeError("--write-imatrix", "needs a calibration", "leave the other option out")
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _tensor_type(text: str) -> tuple[str, str]:
+    pattern, found, qtype = text.rpartition("=")
+    if not found or not pattern:
+        raise RecipeError("--tensor-type", f"{text!r}", "write REGEX=TYPE, such as attn_v=Q8_0")
+    return pattern, qtype.upper()
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 900MB or 4GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])

@@ -1,0 +1,142 @@
+"""How much divergence each weight adds, as a function of the bits that its input channels get.
+
+A curve is cheap: one factorization per layer input and one reading of the weights; nothing is quantized. It
+multiplies three things: the model's sensitivity to errors in the layer's output (measured), the part of each
+input channel that error feedback cannot make good (from the second moments), and the channel's weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..progress import SILENT, Progress
+from ..sources.model import SourceTensor, to_float32
+from ..splitting.histogram import check_finite, row_slabs
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+class InputStatistics(Protocol):
+    """What calibration, or a llama.cpp imatrix, knows about layer inputs."""
+
+    @property
+    def sensitivity(self) -> Mapping[str, float]:
+        """Divergence (nats per token) per unit of a layer's loss, by weight; empty if not measured."""
+
+    def input_of(self, weight: str) -> str | None:
+        """Name of the input that a weight reads: the same for weights that share it; None if unknown."""
+
+    def matrix(self, weight: str) -> NDArray[Any]:
+        """Second moments of that input, (channels, channels), or their diagonal, (channels,)."""
+
+
+@dataclass(frozen=True)
+class WeightCurve:
+    """The predicted divergence of one weight.
+
+    Attributes:
+        name: of the weight.
+        rows: output channels.
+        source: name of the layer input; "" if nothing is known about it.
+        order: input channels, most salient first; one object for all weights of an input.
+        loss: ``loss[i]``: divergence if the first i channels of ``order`` had a relative loss of 1:
+            float64 (channels + 1,), rising from 0.
+    """
+
+    name: str
+    rows: int
+    source: str
+    order: I64
+    loss: F64
+
+    @property
+    def columns(self) -> int:
+        """Input channels."""
+        return len(self.order)
+
+    @property
+    def n_params(self) -> int:
+        """Weights."""
+        return self.rows * self.columns
+
+
+def weight_curves(
+    tensors: Sequence[SourceTensor],
+    statistics: InputStatistics | None,
+    damping: float,
+    progress: Progress = SILENT,
+) -> list[WeightCurve]:
+    """The curves of some linear weights, in their order.
+
+    Without measured sensitivities every weight counts in proportion to its parameters and its *relative*
+    loss: then only comparisons mean something, not the divergence itself.
+
+    Raises:
+        CheckpointError: NaN or Inf in a weight.
+        SplitQuantError: statistics that do not fit.
+    """
+    # The compiled part of error feedback is not needed, its linear algebra is
+    from ..refining.metric import conditional_variances
+
+    known: dict[str, tuple[I64, F64]] = {}
+    curves = []
+    progress.start("planning", sum(t.n_params for t in tensors), "weights")
+    for tensor in tensors:
+        source = (statistics.input_of(tensor.name) if statistics else None) or ""
+        columns = tensor.shape[-1]
+        if not source:
+            order, variances = np.arange(columns), np.ones(columns)
+        elif source in known:
+            order, variances = known[source]
+        else:
+            assert statistics is not None
+            moments = statistics.matrix(tensor.name)
+            salience = moments if moments.ndim == 1 else np.diagonal(moments)
+            order = np.argsort(-np.asarray(salience), kind="stable")
+            variances = conditional_variances(moments, order, damping)
+            known = {source: (order, variances)}  # weights of one input come one after the other
+        density = variances * _column_power(tensor)[order]
+        curves.append((tensor, source, order, density))
+        progress.advance(tensor.n_params, tensor.name)
+    progress.finish()
+    weights = _sensitivities([(t, float(d.sum())) for t, _, _, d in curves], statistics)
+    return [
+        WeightCurve(
+            tensor.name,
+            tensor.n_params // len(order),
+            source,
+            order,
+            np.concatenate([[0.0], np.cumsum(density * weight)]),
+        )
+        for (tensor, source, order, density), weight in zip(curves, weights, strict=True)
+    ]
+
+
+def _sensitivities(
+    losses: Sequence[tuple[SourceTensor, float]], statistics: InputStatistics | None
+) -> list[float]:
+    """The measured sensitivities; a weight without one counts like the median of those that have one, in
+    proportion to its parameters."""
+    measured = [statistics.sensitivity.get(t.name) if statistics else None for t, _ in losses]
+    relative = [m * loss / t.n_params for m, (t, loss) in zip(measured, losses, strict=True) if m is not None]
+    typical = float(np.median(relative)) if relative else 1.0
+    return [
+        m if m is not None else (typical * t.n_params / loss if loss > 0 else 0.0)
+        for m, (t, loss) in zip(measured, losses, strict=True)
+    ]
+
+
+def _column_power(tensor: SourceTensor) -> F64:
+    """Sum of squares of each input channel's weights: (columns,)."""
+    power = np.zeros(tensor.shape[-1])
+    for first_row, raw in row_slabs(tensor):
+        check_finite(tensor, first_row, raw)
+        values = to_float32(raw, tensor.dtype).reshape(-1, tensor.shape[-1])
+        power += np.einsum("ij,ij->j", values, values, dtype=np.float64)
+    return power
