@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class ChannelModel:
             metadata = {WEIGHTS_KEY: list(self.orders), TENSORS_KEY: list(self.orders.values())}
         return write(self.model, path, self.types, metadata)
 
-    def changed(self, remove: Sequence[str] = (), **tensors: np.ndarray) -> ChannelModel:
+    def changed(self, remove: Sequence[str] = (), /, **tensors: np.ndarray) -> ChannelModel:
         """The same with tensors taken away, and others added or replaced."""
         kept = {name: values for name, values in self.model.tensors.items() if name not in remove}
         return replace(self, model=replace(self.model, tensors=kept | tensors))
@@ -66,7 +67,7 @@ def widths(n_in: int, k: int = 3, block: int = 1) -> list[int]:
     """``k`` unequal widths, multiples of ``block``, that add up to ``n_in``; fewer where it has no room."""
     n_blocks = n_in // block
     edges = sorted({0, n_blocks, *(min(n_blocks, max(i, n_blocks * i * i // (k * k))) for i in range(1, k))})
-    return [(high - low) * block for low, high in zip(edges, edges[1:], strict=False)]
+    return [(high - low) * block for low, high in pairwise(edges)]
 
 
 def split_channels(
