@@ -137,7 +137,7 @@ def split(model: TinyModel, names: Sequence[str], k: int = 3) -> TinyModel:
 def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """The bytes of ``values`` in type ``kind``: gguf-py's, and a plain IQ4_NL, which gguf-py only reads."""
     if kind != GGMLQuantizationType.IQ4_NL:
-        return quants.quantize(values, kind)
+        return np.asarray(quants.quantize(values, kind))
     blocks = values.reshape(-1, 32)
     levels = np.array(quants.IQ4_NL.kvalues, np.float32)
     scale = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16)
