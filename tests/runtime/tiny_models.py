@@ -134,8 +134,27 @@ def split(model: TinyModel, names: Sequence[str], k: int = 3) -> TinyModel:
     return replace(model, tensors=tensors)
 
 
-def write(model: TinyModel, path: Path, types: Mapping[str, GGMLQuantizationType] | None = None) -> Path:
-    """A GGUF file without tokenizer; ``types`` gives tensors another type than F32."""
+def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """The bytes of ``values`` in type ``kind``: gguf-py's, and a plain IQ4_NL, which gguf-py only reads."""
+    if kind != GGMLQuantizationType.IQ4_NL:
+        return np.asarray(quants.quantize(values, kind))
+    blocks = values.reshape(-1, 32)
+    levels = np.array(quants.IQ4_NL.kvalues, np.float32)
+    scale = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16)
+    steps = blocks / np.maximum(scale.astype(np.float32), np.float32(1e-8))
+    codes = np.abs(steps[:, :, None] - levels).argmin(axis=2).astype(np.uint8)
+    packed = np.hstack([scale.view(np.uint8), codes[:, :16] | codes[:, 16:] << 4])
+    return packed.reshape(*values.shape[:-1], -1)
+
+
+def write(
+    model: TinyModel,
+    path: Path,
+    types: Mapping[str, GGMLQuantizationType] | None = None,
+    metadata: Mapping[str, list[str] | list[int] | str] | None = None,
+) -> Path:
+    """A GGUF file without tokenizer; ``types`` gives tensors another type than F32, or than I32 where their
+    values are integers. ``metadata`` is added as it is."""
     writer = GGUFWriter(path, model.arch)
     writer.add_string("tokenizer.ggml.model", "no_vocab")
     for key, value in model.hparams.items():
@@ -143,9 +162,15 @@ def write(model: TinyModel, path: Path, types: Mapping[str, GGMLQuantizationType
         add(f"{model.arch}.{key}", value)
     if any(".split1." in name for name in model.tensors):
         writer.add_uint32("splitquant.version", 1)
+    for key, content in (metadata or {}).items():
+        if isinstance(content, str):
+            writer.add_string(key, content)
+        else:
+            writer.add_array(key, content)
     for name, values in model.tensors.items():
-        kind = (types or {}).get(name, GGMLQuantizationType.F32)
-        data = values if kind == GGMLQuantizationType.F32 else quants.quantize(values, kind)
+        plain = GGMLQuantizationType.I32 if values.dtype == np.int32 else GGMLQuantizationType.F32
+        kind = (types or {}).get(name, plain)
+        data = values if kind == plain else quantize(values, kind)
         writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,0 +1,346 @@
+"""The patched llama.cpp with weights that are split by channel: its sums, and the files it must refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFReader, GGUFWriter
+
+from tests.runtime.channel_models import (
+    TENSORS_KEY,
+    WEIGHTS_KEY,
+    ChannelModel,
+    order_name,
+    split_channels,
+)
+from tests.runtime.logits_process import LogitsProcess
+from tests.runtime.tiny_models import N_EMBD, TinyModel, is_linear, llama, plm, split, sublayer_name, write
+
+pytestmark = pytest.mark.engine
+
+DENSE, TIED, EXPERTS = llama(), llama(tied=True), llama(experts=True)
+Q, K, HEAD = "blk.0.attn_q.weight", "blk.0.attn_k.weight", "output.weight"
+
+
+def linear(model: TinyModel) -> list[str]:
+    return [name for name in model.tensors if is_linear(name)]
+
+
+# -- the sum -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["shared", "unshared", "identity"])
+@pytest.mark.parametrize(
+    ("model", "names", "k"),
+    [
+        pytest.param(DENSE, linear(DENSE), 3, id="linear layers"),
+        pytest.param(TIED, linear(TIED), 8, id="tied, in eight"),
+        pytest.param(DENSE, [HEAD], 2, id="head"),
+        pytest.param(EXPERTS, linear(EXPERTS), 3, id="experts and their router"),
+        pytest.param(EXPERTS, [*linear(EXPERTS), HEAD], 2, id="everything"),
+        pytest.param(plm(), ["blk.0.ffn_up.weight"], 3, id="plm, where it sums"),
+    ],
+)
+def test_float_split_equals_the_whole(
+    model: TinyModel, names: list[str], k: int, order: str, patched: LogitsProcess, tmp_path: Path
+) -> None:
+    """Prompt and single tokens; both batch sizes go different ways through the graph."""
+    expected = patched.run(write(model, tmp_path / "whole.gguf"))
+    parts, _ = split_channels(model, names, k=k, ordered=order != "identity", shared=order == "shared")
+    path = parts.write(tmp_path / "split.gguf")
+    actual = patched.run(path)
+    assert actual.refused == "", actual.log
+    assert np.abs(expected.logits).max() > 1
+    np.testing.assert_allclose(actual.logits, expected.logits, atol=1e-4)
+    # neither the clusters nor their orders are more parameters
+    assert actual.n_parameters == expected.n_parameters
+
+    read = patched.run(path, mmap=False)
+    np.testing.assert_array_equal(read.logits, actual.logits)
+    assert patched.run(path, allocate=False).refused == ""
+
+
+@pytest.mark.parametrize("name", ["blk.1.attn_v.weight", "blk.1.attn_output.weight", "blk.0.ffn_up.weight"])
+def test_each_order_and_each_cluster_counts(name: str, patched: LogitsProcess, tmp_path: Path) -> None:
+    """The comparison above would see a wrong channel, and a cluster that is left out."""
+    parts, _ = split_channels(DENSE, linear(DENSE), shared=False)
+    whole = patched.run(parts.write(tmp_path / "whole.gguf"))
+    turned = parts.model.tensors[order_name(name)][::-1].copy()
+    other = patched.run(parts.changed(**{order_name(name): turned}).write(tmp_path / "turned.gguf"))
+    assert np.abs(other.logits - whole.logits).max() > 1e-2
+    for i in range(3):
+        zeros = np.zeros_like(parts.model.tensors[sublayer_name(name, i)])
+        less = patched.run(parts.changed(**{sublayer_name(name, i): zeros}).write(tmp_path / "less.gguf"))
+        assert np.abs(less.logits - whole.logits).max() > 1e-2
+
+
+def test_value_and_channel_split_in_one_file(patched: LogitsProcess, tmp_path: Path) -> None:
+    by_value = [name for name in linear(DENSE) if "attn" in name] + ["token_embd.weight"]
+    by_channel = [name for name in linear(DENSE) if "ffn" in name]
+    parts, _ = split_channels(split(DENSE, by_value), by_channel)
+    actual = patched.run(parts.write(tmp_path / "split.gguf"))
+    expected = patched.run(write(DENSE, tmp_path / "whole.gguf"))
+    np.testing.assert_allclose(actual.logits, expected.logits, atol=1e-4)
+    assert actual.n_parameters == expected.n_parameters
+
+
+def test_order_may_carry_the_name_of_any_weight_that_uses_it(patched: LogitsProcess, tmp_path: Path) -> None:
+    """llama.cpp creates the query weight first, so its order is then not there yet."""
+    value = "blk.0.attn_v.weight"
+    parts, _ = split_channels(DENSE, [Q, K, value])
+    expected = patched.run(parts.write(tmp_path / "query.gguf"))
+    ids = parts.model.tensors[order_name(Q)]
+    renamed = parts.changed([order_name(Q)], **{order_name(value): ids})
+    renamed = replace(renamed, orders=dict.fromkeys([value, K, Q], order_name(value)))
+    actual = patched.run(renamed.write(tmp_path / "value.gguf"))
+    assert actual.refused == "", actual.log
+    np.testing.assert_array_equal(actual.logits, expected.logits)
+
+
+def test_thirty_layers_in_eight(patched: LogitsProcess, tmp_path: Path) -> None:
+    """The graph has room for its extra nodes, also in the pass that only measures memory."""
+    model = llama(n_layer=30)
+    expected = patched.run(write(model, tmp_path / "whole.gguf"))
+    parts, _ = split_channels(model, [*linear(model), HEAD], k=8, shared=False)
+    path = parts.write(tmp_path / "split.gguf")
+    np.testing.assert_allclose(patched.run(path).logits, expected.logits, atol=1e-4)
+    assert patched.run(path, allocate=False).refused == ""
+
+
+@pytest.mark.parametrize("repack", [False, True])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (Type.Q8_0, Type.Q8_0),
+        (Type.Q4_0, Type.Q4_0),
+        (Type.IQ4_NL, Type.IQ4_NL),
+        (Type.Q8_0, Type.Q5_0, Type.Q4_0),
+        (Type.Q5_1, Type.Q4_1, Type.IQ4_NL),
+    ],
+    ids=lambda kinds: "+".join(kind.name for kind in kinds),
+)
+@pytest.mark.parametrize("model", [TIED, EXPERTS], ids=["tied", "experts"])
+def test_every_cluster_has_its_own_type(
+    model: TinyModel, kinds: tuple[Type, ...], repack: bool, patched: LogitsProcess, tmp_path: Path
+) -> None:
+    """Against a whole F32 file of the decoded values. What is left is the kernels' rounding of activations
+    to 8 bit; repacked weights (Q4_0, IQ4_NL) read them with kernels of their own."""
+    names = [name for name in linear(model) if "gate_inp" not in name]
+    parts, whole = split_channels(model, names, kinds=kinds)
+    expected = patched.run(write(whole, tmp_path / "whole.gguf"))
+    actual = patched.run(parts.write(tmp_path / "split.gguf"), repack=repack)
+    assert actual.refused == "", actual.log
+    errors = np.linalg.norm(actual.logits - expected.logits, axis=1) / np.linalg.norm(expected.logits, axis=1)
+    # where two experts are all but equally good, rounding may choose the other one at a position
+    assert np.median(errors) < 0.02
+
+
+def test_saved_model_keeps_clusters_and_orders(patched: LogitsProcess, tmp_path: Path) -> None:
+    parts, _ = split_channels(DENSE, [*linear(DENSE), HEAD])
+    path = parts.write(tmp_path / "split.gguf")
+    saved = tmp_path / "saved.gguf"
+    expected = patched.run(path, mmap=False, repack=False, save=saved)
+    before, after = (GGUFReader(file) for file in (path, saved))
+    assert _tensors(after) == _tensors(before)
+    assert _orders(after) == _orders(before) == parts.orders
+    np.testing.assert_array_equal(patched.run(saved, repack=False).logits, expected.logits)
+
+
+def _tensors(reader: GGUFReader) -> dict[str, bytes]:
+    return {tensor.name: tensor.data.tobytes() for tensor in reader.tensors}
+
+
+def _orders(reader: GGUFReader) -> dict[str, str]:
+    weights, tensors = (reader.fields[key].contents() for key in (WEIGHTS_KEY, TENSORS_KEY))
+    return dict(zip(weights, tensors, strict=True))
+
+
+def test_adapters_apply_to_split_models(patched: LogitsProcess, tmp_path: Path) -> None:
+    """An adapter reads the layer's input in its own order."""
+    rng = np.random.default_rng(5)
+    adapter = tmp_path / "adapter.gguf"
+    writer = GGUFWriter(adapter, "llama")
+    writer.add_string("general.type", "adapter")
+    writer.add_string("adapter.type", "lora")
+    for name in (Q, "blk.1.attn_output.weight"):
+        writer.add_tensor(f"{name}.lora_a", rng.normal(size=(4, N_EMBD)).astype(np.float32))
+        writer.add_tensor(f"{name}.lora_b", rng.normal(size=(N_EMBD, 4)).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    whole = write(DENSE, tmp_path / "whole.gguf")
+    parts, _ = split_channels(DENSE, linear(DENSE))
+    expected = patched.run(whole, adapters=[adapter])
+    actual = patched.run(parts.write(tmp_path / "split.gguf"), adapters=[adapter])
+    np.testing.assert_allclose(actual.logits, expected.logits, atol=1e-4)
+    assert np.abs(expected.logits - patched.run(whole).logits).max() > 1e-2
+
+
+# -- refusals ------------------------------------------------------------------------------------------
+
+
+def test_refuses_an_architecture_that_bypasses_the_sum(patched: LogitsProcess, tmp_path: Path) -> None:
+    parts, _ = split_channels(plm(), [Q])
+    answer = patched.run(parts.write(tmp_path / "plm.gguf"))
+    assert answer.refused == "context"
+    assert f"architecture 'plm' uses tensor '{Q}' without its sub-weights" in answer.log
+
+
+@pytest.mark.oracle
+def test_unpatched_library_refuses(stock: LogitsProcess, tmp_path: Path) -> None:
+    parts, _ = split_channels(DENSE, [Q])
+    answer = stock.run(parts.write(tmp_path / "split.gguf"))
+    assert answer.refused == "model"
+    assert f"tensor '{Q}' has wrong shape" in answer.log
+
+
+SPLIT1, SPLIT2 = sublayer_name(Q, 1), sublayer_name(Q, 2)
+GOOD, _ = split_channels(DENSE, [Q, K])
+ORDER = order_name(Q)
+IDS = GOOD.model.tensors[ORDER]
+
+
+def test_the_good_file_loads(patched: LogitsProcess, tmp_path: Path) -> None:
+    """Each refusal below changes one thing in this file."""
+    assert patched.run(GOOD.write(tmp_path / "good.gguf")).refused == ""
+
+
+def relisted(**orders: str) -> ChannelModel:
+    return replace(GOOD, orders=GOOD.orders | orders)
+
+
+@pytest.mark.parametrize(
+    ("parts", "cause"),
+    [
+        pytest.param(
+            GOOD.changed([SPLIT2]),
+            f"tensor '{Q}': its parts have 28 columns, expected {N_EMBD}",
+            id="too narrow",
+        ),
+        pytest.param(
+            GOOD.changed(**{SPLIT2: np.zeros((N_EMBD, 60), np.float32)}),
+            f"tensor '{Q}': its parts have",
+            id="too wide",
+        ),
+        pytest.param(
+            GOOD.changed([SPLIT1]),
+            f"tensor '{Q}' has a channel order but is not split by channel",
+            id="gap",
+        ),
+        pytest.param(
+            GOOD.changed([SPLIT2], **{sublayer_name(Q, 3): GOOD.model.tensors[SPLIT2]}),
+            f"tensor '{Q}': its parts have",
+            id="later gap",
+        ),
+        pytest.param(
+            GOOD.changed(
+                **{SPLIT1: np.zeros((N_EMBD // 2, GOOD.model.tensors[SPLIT1].shape[1]), np.float32)}
+            ),
+            f"tensor '{SPLIT1}' has wrong shape",
+            id="fewer rows",
+        ),
+        pytest.param(
+            GOOD.changed(**{SPLIT1: np.zeros((2, *GOOD.model.tensors[SPLIT1].shape), np.float32)}),
+            f"tensor '{SPLIT1}' has wrong shape",
+            id="more dimensions",
+        ),
+        pytest.param(
+            GOOD.changed(
+                [SPLIT1, SPLIT2], **{Q: np.zeros((N_EMBD, 0), np.float32), SPLIT1: DENSE.tensors[Q]}
+            ),
+            f"tensor '{Q}' has no columns",
+            id="no columns",
+        ),
+        pytest.param(GOOD.changed([ORDER]), f"tensor '{ORDER}' not found", id="no order"),
+        pytest.param(
+            GOOD.changed(**{ORDER: IDS.astype(np.float32)}),
+            f"tensor '{ORDER}' has type f32, expected i32",
+            id="order of another type",
+        ),
+        pytest.param(
+            GOOD.changed(**{ORDER: IDS[:-1]}), f"tensor '{ORDER}' has wrong shape", id="order too short"
+        ),
+        pytest.param(
+            GOOD.changed(**{ORDER: np.arange(65, dtype=np.int32)}),
+            f"tensor '{ORDER}' has wrong shape",
+            id="order too long",
+        ),
+        pytest.param(relisted(**{K: order_name(K)}), f"'{order_name(K)}' not found", id="order not there"),
+        pytest.param(
+            relisted(**{K: "blk.0.attn_norm.weight"}),
+            f"tensor '{K}' cannot have the channel order 'blk.0.attn_norm.weight'",
+            id="order is a weight",
+        ),
+        pytest.param(
+            relisted(**{"blk.9.attn_q.weight": ORDER}), "'blk.9.attn_q.weight' not found", id="no such weight"
+        ),
+        pytest.param(
+            relisted(**{"blk.0.ffn_up.weight": ORDER}),
+            "tensor 'blk.0.ffn_up.weight' has a channel order but is not split by channel",
+            id="order of a whole weight",
+        ),
+        pytest.param(replace(GOOD, orders={}), "wrong number of tensors", id="order that no weight reads"),
+        pytest.param(split_channels(DENSE, ["token_embd.weight"])[0], "token_embd.weight", id="embedding"),
+        pytest.param(
+            split_channels(TIED, ["token_embd.weight"])[0], "token_embd.weight", id="tied embedding"
+        ),
+        pytest.param(
+            split_channels(TIED, ["token_embd.weight"], ordered=False)[0],
+            "tensor 'token_embd.weight' has wrong shape",
+            id="tied embedding, identity",
+        ),
+        pytest.param(
+            split_channels(DENSE, ["blk.0.attn_norm.weight"], ordered=False)[0],
+            "tensor 'blk.0.attn_norm.weight' has wrong shape",
+            id="norm",
+        ),
+    ],
+)
+def test_refuses_files_whose_clusters_do_not_fit(
+    parts: ChannelModel, cause: str, patched: LogitsProcess, tmp_path: Path
+) -> None:
+    answer = patched.run(parts.write(tmp_path / "bad.gguf"))
+    assert answer.refused == "model"
+    assert cause in answer.log
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("bad", [-1, -(2**31), N_EMBD, 2**31 - 1, int(IDS[5])])
+def test_refuses_an_order_that_is_not_a_permutation(
+    bad: int, mmap: bool, patched: LogitsProcess, tmp_path: Path
+) -> None:
+    """Nothing outside of the activations is read."""
+    ids = IDS.copy()
+    ids[-1] = bad
+    path = GOOD.changed(**{ORDER: ids}).write(tmp_path / "bad.gguf")
+    answer = patched.run(path, mmap=mmap)
+    assert answer.refused == "model"
+    assert f"tensor '{ORDER}' is not a permutation of 0 to 63" in answer.log
+    # its values are not there to be checked
+    assert patched.run(path, allocate=False).refused == ""
+
+
+@pytest.mark.parametrize(
+    ("metadata", "cause"),
+    [
+        ({WEIGHTS_KEY: [Q, K], TENSORS_KEY: [ORDER]}, "the channel orders of 1 tensors are given for 2"),
+        ({WEIGHTS_KEY: [Q, Q], TENSORS_KEY: [ORDER, ORDER]}, f"tensor '{Q}' has two channel orders"),
+        ({WEIGHTS_KEY: [Q]}, f"array key not found in model: {TENSORS_KEY}"),
+        ({TENSORS_KEY: [ORDER]}, f"array key not found in model: {WEIGHTS_KEY}"),
+        ({WEIGHTS_KEY: [0, 1], TENSORS_KEY: [ORDER, ORDER]}, f"{WEIGHTS_KEY} has wrong array element type"),
+        ({WEIGHTS_KEY: [Q, K], TENSORS_KEY: [0, 1]}, f"{TENSORS_KEY} has wrong array element type"),
+        ({WEIGHTS_KEY: Q, TENSORS_KEY: ORDER}, f"array key not found in model: {WEIGHTS_KEY}"),
+    ],
+)
+def test_refuses_damaged_lists_of_orders(
+    metadata: dict[str, list[str] | list[int] | str], cause: str, patched: LogitsProcess, tmp_path: Path
+) -> None:
+    answer = patched.run(write(GOOD.model, tmp_path / "bad.gguf", metadata=metadata))
+    assert answer.refused == "model"
+    assert cause in answer.log
