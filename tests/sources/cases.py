@@ -45,6 +45,11 @@ class Case:
         shard_size: for save_pretrained.
         pre: pre-tokenizer that both converters are told.
         outtypes: to convert to.
+        std: of random weights. 0 keeps norms near one and layers of gain one, so that logits are of order one
+            and worth comparing with transformers'.
+        only_ours: keys that our file has and the official one lacks, with the reason.
+        moved: keys that stand elsewhere in our file, with the reason.
+        last_bit: endings of tensors that may differ in the last bit, with the reason.
     """
 
     architecture: str
@@ -58,6 +63,15 @@ class Case:
     shard_size: str = "1GB"
     pre: str | None = None
     outtypes: tuple[str, ...] = ("f16",)
+    std: float = 0.05
+    only_ours: dict[str, str] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    last_bit: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> bool:
+        """Whether its logits are compared."""
+        return self.std == 0
 
 
 CASES = {

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.conftest import patched, stock
+
+__all__ = ["patched", "stock"]
+
 
 @pytest.fixture(scope="session")
 def official_files(

@@ -13,7 +13,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.sources.cases import CASES, SIZES, Case
+import numpy as np
+
+from tests.runtime.logits_process import DECODED, PROMPT
+from tests.sources.cases import SIZES, Case
+from tests.sources.family_cases import ALL_CASES
 
 TEXT = ["the quick brown fox jumps over the lazy dog, 1234 times; it's what they've done", "hello world"] * 20
 # <|endoftext|>: where it is missing, transformers' Qwen2 class invents it, with an id of its own
@@ -26,11 +30,21 @@ def write_checkpoint(case: Case, folder: Path) -> None:
     import transformers
 
     torch.manual_seed(len(folder.name))
-    config_class = getattr(transformers, case.architecture.replace("ForCausalLM", "Config"))
-    config = config_class(**{**SIZES, **case.config})
-    model = getattr(transformers, case.architecture)(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+    model_class = getattr(transformers, case.architecture)
+    config = model_class.config_class(**{**SIZES, **case.config})
+    model = model_class(config)
+    for name, parameter in model.named_parameters():
+        if case.std:
+            torch.nn.init.normal_(parameter, std=case.std)
+        elif parameter.ndim == 1 or name.endswith("A_log"):
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+        else:
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    if case.logits:
+        tokens = torch.tensor([[*PROMPT, *DECODED]])
+        with torch.no_grad():
+            logits = model.eval()(tokens, use_cache=False).logits[0]
+        np.save(folder.with_name(f"{folder.name}.logits.npy"), logits.numpy())
     model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard_size)
     edited = json.loads((folder / "config.json").read_text())
     edited.update(case.config_edits)
@@ -163,7 +177,7 @@ def main(converter: Path, folder: Path, *existing: str) -> None:
             ]
             convert_hf_to_gguf.main()
 
-    for name, case in CASES.items():
+    for name, case in ALL_CASES.items():
         write_checkpoint(case, folder / name)
         convert(name, case.outtypes, case.pre)
     for argument in existing:

@@ -17,6 +17,10 @@ FAMILIES = {
     "LLaMAForCausalLM": ("llama", "Llama"),
     "MistralForCausalLM": ("llama", "Mistral"),
     "Qwen2ForCausalLM": ("qwen2", "Qwen2"),
+    "Qwen3ForCausalLM": ("qwen3", "Qwen3"),
+    "Qwen2MoeForCausalLM": ("qwen_moe", "Qwen2Moe"),
+    "Qwen3MoeForCausalLM": ("qwen_moe", "Qwen3Moe"),
+    "MixtralForCausalLM": ("mixtral", "Mixtral"),
 }
 
 

@@ -74,6 +74,13 @@ def add_qwen2_tokenizer(
         _add_bpe(writer, folder, n_vocab, pre_tokenizer)
 
 
+def add_bpe_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None = None
+) -> None:
+    """As :func:`add_llama_tokenizer`, for families with byte-level BPE only (``_set_vocab_gpt2``)."""
+    _add_bpe(writer, folder, n_vocab, pre_tokenizer)
+
+
 def _add_sentencepiece(
     writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None
 ) -> None:
