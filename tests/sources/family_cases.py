@@ -20,13 +20,25 @@ BPE = Case(
     outtypes=("f32", "f16"),
     std=0,
 )
+SPM = replace(BPE, tokenizer="sentencepiece", pre=None)
+GRANITE = {
+    "attention_multiplier": 0.125,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 1.5,
+}
+# transformers would take it for twice the width; what is None stays at its default
+MAMBA = {"intermediate_size": None, "state_size": 8}
+EXPONENTIAL = {".ssm_a": "float32 exponentials differ between libraries and processors in the last bit"}
+# ggml looks gelu up in a table of half precision: smaller layers keep its error below the tolerance
+GELU = {"gain": 0.6}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 FAMILY_CASES = {
     "Llama": replace(
         BPE, architecture="LlamaForCausalLM", pre="llama-bpe", config={"rope_parameters": LLAMA3_ROPE}
     ),
-    "Mistral": replace(BPE, architecture="MistralForCausalLM", tokenizer="sentencepiece", pre=None),
+    "Mistral": replace(SPM, architecture="MistralForCausalLM"),
     "Qwen2": replace(BPE, architecture="Qwen2ForCausalLM"),
     "Qwen3": replace(BPE, architecture="Qwen3ForCausalLM", config={"head_dim": 32}),
     "Qwen2-MoE": replace(
@@ -41,12 +53,105 @@ FAMILY_CASES = {
         shard_size="100KB",
     ),
     "Mixtral": replace(
-        BPE,
+        SPM,
         architecture="MixtralForCausalLM",
-        tokenizer="sentencepiece",
-        pre=None,
         config={"num_local_experts": 4, "num_experts_per_tok": 2},
         shard_size="100KB",
+    ),
+    "Gemma-2": replace(
+        SPM,
+        architecture="Gemma2ForCausalLM",
+        **GELU,
+        config={"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 4, "num_hidden_layers": 3},
+    ),
+    "Gemma-3": replace(
+        SPM,
+        architecture="Gemma3ForCausalLM",
+        # norms behind each block undo the gain of layers: what it scales here is the tied head
+        gain=0.4,
+        config={
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 4,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+            },
+        },
+    ),
+    "Phi-3": replace(
+        SPM,
+        architecture="Phi3ForCausalLM",
+        config={
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 20000.0,
+                "partial_rotary_factor": 0.5,
+                "long_factor": [1.0, 2.5, 4.0, 8.0],
+                "short_factor": [1.0, 1.25, 1.5, 2.0],
+            },
+        },
+        tokenizer_config={**SPM.tokenizer_config, "tokenizer_class": "LlamaTokenizer"},
+        moved={"phi3.rope.scaling.attn_factor": "the converter adds it with the tensors, before all others"},
+    ),
+    "Phi-4": replace(
+        BPE,
+        architecture="Phi3ForCausalLM",
+        config={"pad_token_id": 0, "tie_word_embeddings": True},
+        tokenizer_config={**BPE.tokenizer_config, "tokenizer_class": "GPT2Tokenizer"},
+    ),
+    "SmolLM3": replace(
+        BPE, architecture="SmolLM3ForCausalLM", config={"pad_token_id": 0, "num_hidden_layers": 4}
+    ),
+    "Granite": replace(BPE, architecture="GraniteForCausalLM", config=GRANITE),
+    "Granite-MoE": replace(
+        BPE,
+        architecture="GraniteMoeForCausalLM",
+        config={**GRANITE, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "Granite-MoE-shared": replace(
+        BPE,
+        architecture="GraniteMoeSharedForCausalLM",
+        config={
+            **GRANITE,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 48,
+        },
+    ),
+    "OLMo-2": replace(BPE, architecture="Olmo2ForCausalLM", pre="olmo"),
+    "StableLM": replace(
+        BPE, architecture="StableLmForCausalLM", config={"use_qkv_bias": True}, pre="stablelm2"
+    ),
+    "StableLM-parallel": replace(
+        BPE, architecture="StableLmForCausalLM", config={"use_parallel_residual": True}, pre="stablelm2"
+    ),
+    "StableLM-head-norms": replace(
+        BPE,
+        architecture="StableLmForCausalLM",
+        config={"qk_layernorm": True, "use_parallel_residual": True},
+        pre="stablelm2",
+        no_official="it collects the norms of the heads and then stops: Unprocessed norms",
+    ),
+    "GPT-2": replace(BPE, architecture="GPT2LMHeadModel", **GELU, config_edits={"n_ctx": 512}, pre="gpt-2"),
+    "GPT-NeoX": replace(
+        BPE,
+        architecture="GPTNeoXForCausalLM",
+        **GELU,
+        config_edits={"rotary_pct": 0.25},
+        raw_config=True,
+        only_ours={"general.file_type": "the converter forgets it here"},
+    ),
+    "Mamba": replace(BPE, architecture="MambaForCausalLM", config=MAMBA, last_bit=EXPONENTIAL),
+    "Falcon-Mamba": replace(
+        BPE,
+        architecture="FalconMambaForCausalLM",
+        # llama.cpp has one epsilon for all norms
+        config={**MAMBA, "mixer_rms_eps": 1e-5, "tie_word_embeddings": False},
+        last_bit=EXPONENTIAL,
     ),
 }
 """By the family's name."""

@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,9 @@ def write_checkpoint(case: Case, folder: Path) -> None:
 
     torch.manual_seed(len(folder.name))
     model_class = getattr(transformers, case.architecture)
-    config = model_class.config_class(**{**SIZES, **case.config})
+    fields = {**SIZES, **case.config}
+    dropped = {name for name in SIZES if fields[name] is None}
+    config = model_class.config_class(**{name: fields[name] for name in fields.keys() - dropped})
     model = model_class(config)
     for name, parameter in model.named_parameters():
         if case.std:
@@ -39,7 +42,7 @@ def write_checkpoint(case: Case, folder: Path) -> None:
         elif parameter.ndim == 1 or name.endswith("A_log"):
             parameter.data += 0.1 * torch.randn(parameter.shape)
         else:
-            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+            torch.nn.init.normal_(parameter, std=case.gain * parameter.shape[-1] ** -0.5)
     if case.logits:
         tokens = torch.tensor([[*PROMPT, *DECODED]])
         with torch.no_grad():
@@ -159,13 +162,18 @@ def main(converter: Path, folder: Path, *existing: str) -> None:
     # first on the path before anything imports gguf: the converter's own
     sys.path.insert(0, str(converter.parent / "gguf-py"))
     import convert_hf_to_gguf
-    from conversion.base import TextModel
+    from conversion.base import ModelBase, TextModel
 
-    detect = TextModel.get_vocab_base_pre
+    detect, load = TextModel.get_vocab_base_pre, ModelBase.load_hparams
 
-    def convert(name: str, outtypes: tuple[str, ...], pre: str | None) -> None:
+    def load_raw(source: Path, _is_mistral_format: bool) -> Any:
+        return json.loads((source / "config.json").read_text())
+
+    def convert(name: str, case: Case) -> None:
+        pre = case.pre
         TextModel.get_vocab_base_pre = (lambda _self, _tokenizer: pre) if pre else detect
-        for outtype in outtypes:
+        ModelBase.load_hparams = staticmethod(load_raw if case.raw_config else load)
+        for outtype in case.outtypes:
             out = folder / f"{name}.{outtype}.gguf"
             sys.argv = [
                 "convert_hf_to_gguf.py",
@@ -179,11 +187,12 @@ def main(converter: Path, folder: Path, *existing: str) -> None:
 
     for name, case in ALL_CASES.items():
         write_checkpoint(case, folder / name)
-        convert(name, case.outtypes, case.pre)
+        if not case.no_official:
+            convert(name, case)
     for argument in existing:
         name, _, source = argument.partition("=")
         write_with_tokenizer_of(Path(source), folder / name)
-        convert(name, ("bf16",), None)
+        convert(name, Case("", "", "", outtypes=("bf16",)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,20 @@ FAMILIES = {
     "Qwen2MoeForCausalLM": ("qwen_moe", "Qwen2Moe"),
     "Qwen3MoeForCausalLM": ("qwen_moe", "Qwen3Moe"),
     "MixtralForCausalLM": ("mixtral", "Mixtral"),
+    "Gemma2ForCausalLM": ("gemma", "Gemma2"),
+    "Gemma3ForCausalLM": ("gemma", "Gemma3"),
+    "Gemma3ForConditionalGeneration": ("gemma", "Gemma3WithVision"),
+    "Phi3ForCausalLM": ("phi3", "Phi3"),
+    "SmolLM3ForCausalLM": ("smollm3", "SmolLM3"),
+    "GraniteForCausalLM": ("granite", "Granite"),
+    "GraniteMoeForCausalLM": ("granite", "GraniteMoe"),
+    "GraniteMoeSharedForCausalLM": ("granite", "GraniteMoe"),
+    "Olmo2ForCausalLM": ("olmo2", "Olmo2"),
+    "StableLmForCausalLM": ("stablelm", "StableLM"),
+    "GPT2LMHeadModel": ("gpt2", "GPT2"),
+    "GPTNeoXForCausalLM": ("gptneox", "GPTNeoX"),
+    "MambaForCausalLM": ("mamba", "Mamba"),
+    "FalconMambaForCausalLM": ("mamba", "FalconMamba"),
 }
 
 

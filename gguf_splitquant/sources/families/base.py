@@ -16,6 +16,7 @@ import gguf
 
 from ...errors import CheckpointError, UnsupportedModelError
 from ..checkpoint import Checkpoint
+from ..config import ModelConfig
 from ..model import SourceTensor
 from ..safetensors import StoredTensor
 from ..slabs import stacked
@@ -66,7 +67,7 @@ class Family:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.config = config = checkpoint.config
+        self.config = config = self.model_config()
         self.n_layers = config.integer(self.layers_field)
         self.n_embd = config.integer(self.width_field)
         self.n_vocab = config.integer("vocab_size")
@@ -85,6 +86,10 @@ class Family:
             )
         self._names = gguf.get_tensor_name_map(self.arch, self.n_layers)
 
+    def model_config(self) -> ModelConfig:
+        """The fields of the language model in config.json."""
+        return self.checkpoint.config
+
     def only(self, field: str, *values: Any, why: str) -> None:
         """Refuse a field with another value than those that llama.cpp's graph is written for.
 
@@ -98,6 +103,10 @@ class Family:
             raise UnsupportedModelError(self.config.path, f"{field} {str(value)[:60]}: {why}", "")
 
     # --- tensors
+
+    def stored_name(self, name: str) -> str | None:
+        """A tensor's name in the layout by its name in the checkpoint; None for one that is left out."""
+        return None if name.endswith(_SKIPPED_SUFFIXES) else name
 
     def layout(self) -> Mapping[str, Expected]:
         """Every tensor of the architecture, by checkpoint name."""
@@ -131,8 +140,9 @@ class Family:
                 says.
         """
         layout = self.layout()
-        stored = {n: t for n, t in self.checkpoint.tensors.items() if not n.endswith(_SKIPPED_SUFFIXES)}
-        self._check_complete(layout, stored.keys())
+        named = ((self.stored_name(name), tensor) for name, tensor in self.checkpoint.tensors.items())
+        stored = {name: tensor for name, tensor in named if name is not None}
+        self._check_complete(layout, stored)
         stacks = list(self.stacks())
         waiting = [{part for parts in stack.values() for part in parts} for stack in stacks]
         stack_of = {part: index for index, parts in enumerate(waiting) for part in parts}
@@ -171,10 +181,9 @@ class Family:
             raise LookupError(f"{name} has no GGUF name in architecture {self.arch.name}")
         return mapped
 
-    def _check_complete(self, layout: Mapping[str, Expected], names: Iterable[str]) -> None:
-        names = set(names)
+    def _check_complete(self, layout: Mapping[str, Expected], stored: Mapping[str, StoredTensor]) -> None:
         folder = self.checkpoint.folder
-        missing = [name for name, expected in layout.items() if expected.required and name not in names]
+        missing = [name for name, expected in layout.items() if expected.required and name not in stored]
         if missing:
             head = missing == [self.head]
             raise CheckpointError(
@@ -183,10 +192,10 @@ class Family:
                 "download the weights again"
                 + (", or set tie_word_embeddings to true if the head is the embedding" if head else ""),
             )
-        unknown = sorted(names - layout.keys())
+        unknown = sorted(stored.keys() - layout.keys())
         if unknown:
             raise CheckpointError(
-                self.checkpoint.tensors[unknown[0]].origin,
+                stored[unknown[0]].origin,
                 f"not a tensor of {self.checkpoint.architecture} with {self.n_layers} layers"
                 + (f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else ""),
                 f"check {self.layers_field} and architectures in config.json, "

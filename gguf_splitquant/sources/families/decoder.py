@@ -9,7 +9,7 @@ import gguf
 from ...errors import CheckpointError, UnsupportedModelError
 from ..checkpoint import Checkpoint
 from .base import Expected, Family
-from .rope import DEFAULT_THETA, Rope
+from .rope import DEFAULT_THETA, KINDS, Rope
 
 
 class Decoder(Family):
@@ -25,8 +25,10 @@ class Decoder(Family):
 
     # transformers' default for fields that older checkpoints leave out
     default_context: ClassVar[int]
+    default_heads: ClassVar[int | None] = None
     default_kv_heads: ClassVar[int | None] = None  # None: as many as query heads
     default_theta: ClassVar[float] = DEFAULT_THETA
+    rope_kinds: ClassVar[tuple[str, ...]] = KINDS
     default_eps: ClassVar[float] = 1e-6
     default_head_dim: ClassVar[int | None] = None  # None: the width divided by the heads
     # transformers fills head_dim in, so that llama.cpp's converter always writes it
@@ -40,7 +42,7 @@ class Decoder(Family):
         super().__init__(checkpoint)
         config = self.config
         self.n_ff = config.integer("intermediate_size")
-        self.n_heads = config.integer("num_attention_heads")
+        self.n_heads = config.integer("num_attention_heads", default=self.default_heads)
         self.n_kv_heads = config.integer("num_key_value_heads", default=self.default_kv_heads or self.n_heads)
         shared = max(1, self.n_embd // self.n_heads)
         self.head_dim = config.integer("head_dim", default=self.default_head_dim or shared)
@@ -66,12 +68,20 @@ class Decoder(Family):
 
     def read_rope(self) -> Rope:
         """The rotary embedding of config.json."""
-        return Rope.of(self.config, self.context, default_theta=self.default_theta)
+        return Rope.of(self.config, self.context, kinds=self.rope_kinds, default_theta=self.default_theta)
 
     def check_activation(self) -> None:
         """Raise UnsupportedModelError for an activation that is not in llama.cpp's graph."""
         for field in ("hidden_act", "hidden_activation"):
             self.only(field, *self.activations, why=f"llama.cpp computes {self.activations[0]} here")
+
+    def add_theta_if_unusual(self, writer: gguf.GGUFWriter) -> None:
+        """Add the rotary base of a family for which llama.cpp's converter leaves it out.
+
+        Without the key llama.cpp takes 10,000; a model with another base would be computed wrongly.
+        """
+        if self.rope.theta != DEFAULT_THETA:
+            writer.add_rope_freq_base(self.rope.theta)
 
     def add_parameters(self, writer: gguf.GGUFWriter) -> None:
         """Add the architecture's keys (``TextModel.set_gguf_parameters`` in llama.cpp)."""
@@ -81,11 +91,19 @@ class Decoder(Family):
         writer.add_feed_forward_length(self.n_ff)
         writer.add_head_count(self.n_heads)
         writer.add_head_count_kv(self.n_kv_heads)
-        self.rope.add_to(writer)
+        self.add_rope(writer)
         writer.add_layer_norm_rms_eps(self.config.number("rms_norm_eps", default=self.default_eps))
         if self.n_experts is not None and self.n_experts_used is not None:
             writer.add_expert_count(self.n_experts)
             writer.add_expert_used_count(self.n_experts_used)
+        self.add_head_lengths(writer)
+
+    def add_rope(self, writer: gguf.GGUFWriter) -> None:
+        """Add the rotary embedding's keys."""
+        self.rope.add_to(writer)
+
+    def add_head_lengths(self, writer: gguf.GGUFWriter) -> None:
+        """Add the head size, where llama.cpp's converter does."""
         if self.head_dim_by_default or self.config.get("head_dim") is not None:
             writer.add_key_length(self.head_dim)
             writer.add_value_length(self.head_dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
@@ -14,6 +14,7 @@ from ..model import FloatType, SourceTensor
 from ..tokenizers import add_llama_tokenizer
 from .base import Expected
 from .decoder import Decoder, decoder_layout
+from .rope import KINDS
 
 
 def interleave_heads(tensor: SourceTensor, n_heads: int) -> SourceTensor:
@@ -46,6 +47,7 @@ class Llama(Decoder):
 
     arch = gguf.MODEL_ARCH.LLAMA
     default_context = 2048
+    rope_kinds: ClassVar[tuple[str, ...]] = (*KINDS, "llama3")
 
     def layout(self) -> Mapping[str, Expected]:
         """Biases where ``attention_bias`` and ``mlp_bias`` say so."""

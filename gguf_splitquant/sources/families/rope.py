@@ -14,7 +14,8 @@ from ...errors import UnsupportedModelError
 from ..config import ModelConfig
 
 DEFAULT_THETA = 10000.0
-KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+KINDS = ("default", "linear", "dynamic", "yarn")
+"""What llama.cpp has keys for in every architecture."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Rope:
     """Rotary embedding as config.json describes it.
 
     Attributes:
-        kind: one of :data:`KINDS`, or what a family reads by itself (``longrope``).
+        kind: one of :data:`KINDS`, or what some families add: ``llama3``, ``longrope``.
         theta: base of the frequencies.
         settings: the object that holds kind and factors; None where there is none.
         original_context: tokens in pretraining, before the context was stretched.
@@ -41,9 +42,10 @@ class Rope:
         config: ModelConfig,
         context: int,
         *,
-        kinds: Sequence[str] = KINDS,
+        kinds: Sequence[str] = (*KINDS, "llama3"),
         default_theta: float = DEFAULT_THETA,
         default_part: float | None = None,
+        settings: ModelConfig | None = None,
     ) -> Rope:
         """Read it from ``rope_parameters`` (transformers 5) or ``rope_scaling`` and ``rope_theta``.
 
@@ -53,12 +55,13 @@ class Rope:
             kinds: what the family knows.
             default_theta: where config.json names no base.
             default_part: where it names no share of a head; None where llama.cpp rotates whole heads.
+            settings: the object that holds kind and factors, where a family keeps it elsewhere.
 
         Raises:
             CheckpointError: a field that the kind needs is absent or has a wrong type.
             UnsupportedModelError: a kind that llama.cpp has no keys for.
         """
-        settings = config.section("rope_parameters") or config.section("rope_scaling")
+        settings = settings or config.section("rope_parameters") or config.section("rope_scaling")
         fields = settings or config
         source = fields if fields.get("rope_theta") is not None else config
         theta = source.number("rope_theta", "rotary_emb_base", default=default_theta)
