@@ -17,16 +17,47 @@ from .family_cases import FAMILY_CASES
 pytestmark = [pytest.mark.oracle, pytest.mark.engine]
 
 
-@pytest.mark.parametrize("name", FAMILY_CASES)
+each_family = pytest.mark.parametrize("name", FAMILY_CASES)
+
+
+def written(checkpoints: Path, name: str, path: Path, recipe: Recipe) -> Path:
+    model = open_model(checkpoints / name, pre_tokenizer=FAMILY_CASES[name].pre)
+    convert(model, path, recipe)
+    return path
+
+
+@each_family
 def test_logits_equal_transformers(
     official_files: Path, stock: LogitsProcess, tmp_path: Path, name: str
 ) -> None:
     expected = np.load(official_files / f"{name}.logits.npy")
-    path = tmp_path / "f32.gguf"
-    model = open_model(official_files / name, pre_tokenizer=FAMILY_CASES[name].pre)
-    convert(model, path, Recipe(layout="float", outtype="f32"))
+    path = written(official_files, name, tmp_path / "f32.gguf", Recipe(layout="float", outtype="f32"))
     answer = stock.run(path)
     assert answer.refused == "", answer.log
     # large enough that a layer gone wrong shows
     assert 0.3 < expected.std() < 5
     np.testing.assert_allclose(answer.logits, expected, rtol=0, atol=1e-3)
+
+
+@each_family
+def test_split_file_runs_in_the_patched_engine(
+    official_files: Path, patched: LogitsProcess, tmp_path: Path, name: str
+) -> None:
+    """Every weight that the plan splits is one whose sub-layers the engine sums: nothing is rounded here."""
+    expected = np.load(official_files / f"{name}.logits.npy")
+    recipe = Recipe(k=2, bits=32, outtype="f32")
+    answer = patched.run(written(official_files, name, tmp_path / "split.gguf", recipe))
+    assert answer.refused == "", answer.log
+    np.testing.assert_allclose(answer.logits, expected, rtol=0, atol=1e-3)
+
+
+@each_family
+def test_stock_file_runs_in_the_unpatched_engine(
+    official_files: Path, stock: LogitsProcess, tmp_path: Path, name: str
+) -> None:
+    expected = np.load(official_files / f"{name}.logits.npy")
+    recipe = Recipe(layout="stock", qtype="Q8_0", calibration="none", outtype="f32")
+    answer = stock.run(written(official_files, name, tmp_path / "stock.gguf", recipe))
+    assert answer.refused == "", answer.log
+    # eight bits per weight and activation
+    assert np.sqrt(np.mean((answer.logits - expected) ** 2)) < 0.05 * expected.std()

@@ -17,7 +17,7 @@ import gguf
 from ...errors import CheckpointError, UnsupportedModelError
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig
-from ..model import SourceTensor
+from ..model import ALWAYS_F32, SourceTensor
 from ..safetensors import StoredTensor
 from ..slabs import stacked
 
@@ -28,13 +28,6 @@ _SKIPPED_SUFFIXES = (
     ".attention.masked_bias",
     ".attn.bias",
     ".attn.masked_bias",
-)
-# what llama.cpp wants as F32 though it is a matrix called .weight: prepare_tensors in conversion/base.py
-_F32_NAMES = (
-    "ffn_gate_inp.weight",
-    "ffn_gate_inp_shexp.weight",
-    "position_embd.weight",
-    "ssm_conv1d.weight",
 )
 
 
@@ -171,7 +164,7 @@ class Family:
         """Under GGUF names."""
         for made in self.convert(name, tensor):
             gguf_name = self.gguf_name(made.name)
-            force_f32 = made.force_f32 or gguf_name.endswith(_F32_NAMES)
+            force_f32 = made.force_f32 or gguf_name.endswith(ALWAYS_F32)
             yield replace(made, name=gguf_name, force_f32=force_f32)
 
     def gguf_name(self, name: str) -> str:
