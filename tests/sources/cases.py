@@ -43,6 +43,7 @@ class Case:
         post_processor: of tokenizer.json: ``template`` puts BOS first, ``byte_level`` nothing, None none.
         files: other files of the checkpoint.
         shard_size: for save_pretrained.
+        stored: weights in another form than save_pretrained's: ``fused`` experts, ``bare`` names.
         pre: pre-tokenizer that both converters are told.
         outtypes: to convert to.
         std: of random weights. 0 keeps norms near one and layers of gain one, so that logits are of order one
@@ -65,6 +66,7 @@ class Case:
     post_processor: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     shard_size: str = "1GB"
+    stored: str = ""
     pre: str | None = None
     outtypes: tuple[str, ...] = ("f16",)
     std: float = 0.05

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .cases import CASES, CHAT, LLAMA3_ROPE, Case
+from .cases import CASES, CHAT, LLAMA3_ROPE, SIZES, Case
 
 BPE = Case(
     "",
@@ -156,4 +156,127 @@ FAMILY_CASES = {
 }
 """By the family's name."""
 
-ALL_CASES = {**CASES, **FAMILY_CASES}
+VARIANTS = {
+    # values that change on the way: computed from the checkpoint's own type
+    "gemma-2-bfloat16": replace(
+        FAMILY_CASES["Gemma-2"], dtype="bfloat16", std=0.05, outtypes=("f32", "f16", "bf16")
+    ),
+    "gemma-2-float16": replace(FAMILY_CASES["Gemma-2"], dtype="float16", std=0.05, outtypes=("f32", "bf16")),
+    "mamba-bfloat16": replace(FAMILY_CASES["Mamba"], dtype="bfloat16", std=0.05, outtypes=("f32", "bf16")),
+    "falcon-mamba-float16": replace(FAMILY_CASES["Falcon-Mamba"], dtype="float16", std=0.05),
+    "gemma-3-vision": replace(
+        SPM,
+        architecture="Gemma3ForConditionalGeneration",
+        dtype="bfloat16",
+        std=0.05,
+        config={
+            **dict.fromkeys(SIZES),
+            "text_config": {
+                **SIZES,
+                "head_dim": 32,
+                "query_pre_attn_scalar": 32,
+                "sliding_window": 64,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    # config.json as transformers 4 wrote it
+    "gemma-3-old-config": replace(
+        FAMILY_CASES["Gemma-3"],
+        std=0.05,
+        config_edits={
+            "rope_parameters": None,
+            "layer_types": None,
+            "_sliding_window_pattern": None,
+            "sliding_window_pattern": 6,
+            "rope_theta": 500000.0,
+            "rope_local_base_freq": 30000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+    ),
+    "phi-3-old-config": replace(
+        FAMILY_CASES["Phi-3"],
+        std=0.05,
+        config_edits={
+            "rope_parameters": None,
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "sliding_window": 128,
+            "rope_scaling": {
+                "type": "su",
+                "long_factor": [1.0, 2.5, 4.0, 8.0],
+                "short_factor": [1.0, 1.25, 1.5, 2.0],
+            },
+        },
+        tokenizer_config={
+            **FAMILY_CASES["Phi-3"].tokenizer_config,
+            "added_tokens_decoder": {
+                "0": {"content": "<unk>", "special": True},
+                "2": {"content": "</s>", "special": False},
+                "310": {"content": "<|user|>", "special": False},
+                "311": {"content": "\u2581word", "special": False},
+            },
+        },
+        files={
+            "added_tokens.json": '{"<extra>": 305, "<far>": 4000}',
+            "tokenizer.json": '{"added_tokens": [{"id": 312, "content": "<|end|>", "special": true}, '
+            '{"id": 313, "content": "plain", "special": false}]}',
+        },
+    ),
+    "gpt-neox-old-config": replace(
+        FAMILY_CASES["GPT-NeoX"],
+        std=0.05,
+        config={"use_parallel_residual": False},
+        config_edits={
+            "rope_parameters": None,
+            "rotary_pct": 0.5,
+            "rotary_emb_base": 10000,
+            "attention_bias": None,
+            "intermediate_size": 96,
+        },
+        only_ours={"general.file_type": "the converter forgets it here"},
+    ),
+    "stablelm-another-base": replace(
+        FAMILY_CASES["StableLM"],
+        std=0.05,
+        config={
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0, "partial_rotary_factor": 0.5}
+        },
+        only_ours={".rope.freq_base": "without it llama.cpp takes 10,000: wrong for this model"},
+    ),
+    "smollm3-yarn": replace(
+        FAMILY_CASES["SmolLM3"],
+        std=0.05,
+        config={
+            **FAMILY_CASES["SmolLM3"].config,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 5000000.0,
+                "factor": 2.0,
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
+    "granite-biases": replace(
+        FAMILY_CASES["Granite"], std=0.05, config={**GRANITE, "attention_bias": True, "mlp_bias": True}
+    ),
+    "granite-small-vocabulary": replace(
+        FAMILY_CASES["Granite"],
+        std=0.05,
+        config={**GRANITE, "vocab_size": 49152, "hidden_size": 16, "num_hidden_layers": 1},
+    ),
+    # as transformers holds them in memory, and other tools save them
+    "qwen3-moe-fused": replace(FAMILY_CASES["Qwen3-MoE"], std=0.05, stored="fused", shard_size="1GB"),
+    # as published: without the prefix, with buffers
+    "gpt-2-published": replace(FAMILY_CASES["GPT-2"], std=0.05, stored="bare"),
+}
+
+ALL_CASES = {**CASES, **FAMILY_CASES, **VARIANTS}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def write_checkpoint(case: Case, folder: Path) -> None:
             logits = model.eval()(tokens, use_cache=False).logits[0]
         np.save(folder.with_name(f"{folder.name}.logits.npy"), logits.numpy())
     model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard_size)
+    if case.stored:
+        restore(folder / "model.safetensors", {"fused": fused, "bare": bare}[case.stored])
     edited = json.loads((folder / "config.json").read_text())
     edited.update(case.config_edits)
     edited = {
@@ -63,6 +66,35 @@ def write_checkpoint(case: Case, folder: Path) -> None:
     for name, text in case.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+
+
+def restore(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the tensors of a file in another form."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+
+
+def fused(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The experts of a layer as two tensors."""
+    import torch
+
+    made = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for layer in {name.split(".mlp.")[0] for name in tensors if ".experts." in name}:
+        n_experts = 1 + max(int(n.split(".")[5]) for n in tensors if n.startswith(f"{layer}.mlp.experts."))
+
+        def stack(matrix: str, layer: str = layer, n_experts: int = n_experts) -> Any:
+            names = [f"{layer}.mlp.experts.{expert}.{matrix}.weight" for expert in range(n_experts)]
+            return torch.stack([tensors[name] for name in names])
+
+        made[f"{layer}.mlp.experts.gate_up_proj"] = torch.cat([stack("gate_proj"), stack("up_proj")], dim=1)
+        made[f"{layer}.mlp.experts.down_proj"] = stack("down_proj")
+    return made
+
+
+def bare(tensors: dict[str, Any]) -> dict[str, Any]:
+    """GPT-2 without its head's prefix."""
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
 
 
 def write_bpe(case: Case, folder: Path) -> None:

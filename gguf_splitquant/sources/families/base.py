@@ -133,8 +133,7 @@ class Family:
                 says.
         """
         layout = self.layout()
-        named = ((self.stored_name(name), tensor) for name, tensor in self.checkpoint.tensors.items())
-        stored = {name: tensor for name, tensor in named if name is not None}
+        stored = self._stored()
         self._check_complete(layout, stored)
         stacks = list(self.stacks())
         waiting = [{part for parts in stack.values() for part in parts} for stack in stacks]
@@ -151,14 +150,29 @@ class Family:
         for name, tensor in stored.items():
             index = stack_of.get(name)
             if index is None:
-                yield from self._converted(name, _source(tensor))
+                yield from self._converted(name, _source(name, tensor))
                 continue
             waiting[index].discard(name)
             if not waiting[index]:
                 for whole, parts in stacks[index].items():
                     yield from self._converted(
-                        whole, stacked(whole, [_source(stored[part]) for part in parts])
+                        whole, stacked(whole, [_source(part, stored[part]) for part in parts])
                     )
+
+    def _stored(self) -> dict[str, StoredTensor]:
+        """The checkpoint's tensors by their names in the layout."""
+        stored: dict[str, StoredTensor] = {}
+        for name, tensor in self.checkpoint.tensors.items():
+            known_as = self.stored_name(name)
+            if known_as in stored:
+                raise CheckpointError(
+                    tensor.origin,
+                    f"is the same as {stored[known_as].name}",
+                    "download the weights again",
+                )
+            if known_as is not None:
+                stored[known_as] = tensor
+        return stored
 
     def _converted(self, name: str, tensor: SourceTensor) -> Iterator[SourceTensor]:
         """Under GGUF names."""
@@ -178,7 +192,7 @@ class Family:
         folder = self.checkpoint.folder
         missing = [name for name, expected in layout.items() if expected.required and name not in stored]
         if missing:
-            head = missing == [self.head]
+            head = missing == [self.head] and not self.head_needed
             raise CheckpointError(
                 folder,
                 f"tensor {missing[0]} is missing" + (f", {len(missing)} in all" if len(missing) > 1 else ""),
@@ -206,5 +220,5 @@ class Family:
         raise NotImplementedError
 
 
-def _source(tensor: StoredTensor) -> SourceTensor:
-    return SourceTensor(tensor.name, tensor.shape, tensor.float_type, tensor.read_rows, origin=tensor.origin)
+def _source(name: str, tensor: StoredTensor) -> SourceTensor:
+    return SourceTensor(name, tensor.shape, tensor.float_type, tensor.read_rows, origin=tensor.origin)

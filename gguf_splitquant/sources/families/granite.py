@@ -13,6 +13,7 @@ from .base import Expected
 from .decoder import decoder_layout
 from .experts import read_expert_counts
 from .llama import Llama
+from .rope import KINDS
 
 _MOE = "model.layers.{layer}.block_sparse_moe"
 _SHARED = "model.layers.{layer}.shared_mlp"
@@ -22,6 +23,7 @@ class Granite(Llama):
     """GraniteForCausalLM."""
 
     arch = gguf.MODEL_ARCH.GRANITE
+    rope_kinds = KINDS
 
     def layout(self) -> Mapping[str, Expected]:
         """As Llama's."""
