@@ -80,6 +80,25 @@ FAMILY_CASES = {
             },
         },
     ),
+    "Gemma-3 of a model with vision": replace(
+        SPM,
+        architecture="Gemma3ForConditionalGeneration",
+        # as for Gemma-3
+        gain=0.4,
+        config={
+            **dict.fromkeys(SIZES),
+            "text_config": {**SIZES, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+        },
+    ),
     "Phi-3": replace(
         SPM,
         architecture="Phi3ForCausalLM",
@@ -164,29 +183,11 @@ VARIANTS = {
     "gemma-2-float16": replace(FAMILY_CASES["Gemma-2"], dtype="float16", std=0.05, outtypes=("f32", "bf16")),
     "mamba-bfloat16": replace(FAMILY_CASES["Mamba"], dtype="bfloat16", std=0.05, outtypes=("f32", "bf16")),
     "falcon-mamba-float16": replace(FAMILY_CASES["Falcon-Mamba"], dtype="float16", std=0.05),
-    "gemma-3-vision": replace(
-        SPM,
-        architecture="Gemma3ForConditionalGeneration",
-        dtype="bfloat16",
-        std=0.05,
-        config={
-            **dict.fromkeys(SIZES),
-            "text_config": {
-                **SIZES,
-                "head_dim": 32,
-                "query_pre_attn_scalar": 32,
-                "sliding_window": 64,
-            },
-            "vision_config": {
-                "hidden_size": 32,
-                "intermediate_size": 32,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "image_size": 28,
-                "patch_size": 14,
-            },
-            "mm_tokens_per_image": 4,
-        },
+    "gemma-3-vision-bfloat16": replace(
+        FAMILY_CASES["Gemma-3 of a model with vision"], dtype="bfloat16", std=0.05
+    ),
+    "llama-old-name": replace(
+        FAMILY_CASES["Llama"], std=0.05, config_edits={"architectures": ["LLaMAForCausalLM"]}
     ),
     # config.json as transformers 4 wrote it
     "gemma-3-old-config": replace(
