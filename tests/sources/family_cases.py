@@ -281,3 +281,10 @@ VARIANTS = {
 }
 
 ALL_CASES = {**CASES, **FAMILY_CASES, **VARIANTS}
+
+REAL_TOKENIZERS = {
+    "real-tokenizer-smollm2": "LlamaForCausalLM",
+    "real-tokenizer-stories": "LlamaForCausalLM",
+    "real-tokenizer-qwen3": "Qwen3ForCausalLM",
+}
+"""Tiny checkpoints with tokenizers of real models, made by official_run: their architectures."""

@@ -178,9 +178,10 @@ def write_llama_hf(_case: Case, folder: Path) -> None:
 
 
 def write_with_tokenizer_of(source: Path, folder: Path) -> None:
-    """A tiny Llama with the tokenizer (and the vocabulary's size) of a real checkpoint."""
-    vocab_size = json.loads((source / "config.json").read_text())["vocab_size"]
-    case = Case("LlamaForCausalLM", "bfloat16", "bpe", config={"vocab_size": vocab_size, "hidden_size": 8})
+    """A tiny model of a real checkpoint's architecture, with its tokenizer and its vocabulary's size."""
+    real = json.loads((source / "config.json").read_text())
+    sizes = {"vocab_size": real["vocab_size"], "hidden_size": 8, "head_dim": 8}
+    case = Case(real["architectures"][0], "bfloat16", "bpe", config=sizes)
     write_checkpoint(case, folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)

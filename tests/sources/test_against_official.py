@@ -14,7 +14,7 @@ from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.sources import open_model
 
 from .cases import Case
-from .family_cases import ALL_CASES, FAMILY_CASES
+from .family_cases import ALL_CASES, FAMILY_CASES, REAL_TOKENIZERS
 from .raw_gguf import RawGGUF, read_raw
 
 pytestmark = pytest.mark.oracle
@@ -27,8 +27,7 @@ RUNS = [
         for outtype in case.outtypes
     ),
     # no name given: the hash of a real vocabulary has to be found
-    ("real-tokenizer-smollm2", "bf16"),
-    ("real-tokenizer-stories", "bf16"),
+    *((name, "bf16") for name in REAL_TOKENIZERS),
 ]
 # gguf-py writes the names of chat templates from a set, in an order that changes from run to run
 UNORDERED = "tokenizer.chat_templates"

@@ -88,7 +88,10 @@ class Phi3(Decoder):
 
     def _attention_factor(self) -> float:
         """``_compute_longrope_parameters`` in transformers."""
-        scale = self.context / self.original_context
+        settings = self.rope.settings or self.config
+        if settings.get("attention_factor") is not None:
+            return settings.number("attention_factor")
+        scale = settings.number("factor", default=self.context / self.original_context)
         return math.sqrt(1 + math.log(scale) / math.log(self.original_context)) if scale > 1 else 1.0
 
     def _factors(self, which: str) -> SourceTensor:
