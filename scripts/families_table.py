@@ -49,6 +49,9 @@ tokenizers too):
 - **split file**: so does the patched one from every linear layer in two sub-layers, unquantized.
 - **stock file**: linear layers in Q8_0, run by the unpatched llama.cpp.
 
+Of a Gemma 3 with vision the language model is read, the rest left out. Variants that llama.cpp's graph does
+not compute (another activation, biases that it has no place for, other windows) are refused with the reason.
+
 """
 
 

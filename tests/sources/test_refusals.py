@@ -140,6 +140,29 @@ def test_configs_that_contradict_themselves(architecture: str, fields: dict[str,
         list(made.extra_tensors())
 
 
+@pytest.mark.parametrize(
+    "architecture", [a for a in FAMILIES if a not in ("LLaMAForCausalLM", "Gemma3ForConditionalGeneration")]
+)
+def test_fields_left_out_are_transformers_defaults(architecture: str) -> None:
+    """A config.json of the sizes alone gives the keys that the one which transformers fills in gives."""
+    import gguf
+    import transformers
+
+    short = architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    config_class = getattr(transformers, {"Gemma3": "Gemma3Text"}.get(short, short) + "Config")
+    given = {**SIZES, **NEEDED.get(architecture.removesuffix("ForCausalLM"), {})}
+    full = config_class(**given).to_dict()
+
+    def keys(fields: dict[str, Any]) -> dict[str, Any]:
+        writer = gguf.GGUFWriter(None, "test")
+        made = family(architecture, **fields)
+        made.layout()
+        made.add_parameters(writer)
+        return {key: value.value for key, value in writer.kv_data[0].items()}
+
+    assert keys({}) == keys({name: value for name, value in full.items() if value is not None})
+
+
 def test_messages_are_one_line() -> None:
     with pytest.raises(SplitQuantError) as caught:
         family("Gemma2", layer_types=["full_attention"] * 2).layout()

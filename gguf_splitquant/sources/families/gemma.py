@@ -182,8 +182,6 @@ class Gemma3WithVision(Gemma3):
 
     def stored_name(self, name: str) -> str | None:
         """Without the vision tower."""
-        if name.startswith(
-            ("vision_tower.", "multi_modal_projector.", "model.vision_tower.")
-        ) or name.startswith("model.multi_modal_projector."):
+        if name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.")):
             return None
         return super().stored_name(name.replace("language_model.", "", 1))

@@ -1,4 +1,4 @@
-"""Granite 3 and 4 without state space layers, dense and MoE: Llama with four factors."""
+"""Granite 3, dense and MoE: Llama with four factors."""
 
 from __future__ import annotations
 
