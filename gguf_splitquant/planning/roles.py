@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from ..sources.model import SourceTensor
+from ..sources.model import ALWAYS_F32, SourceTensor
 
 
 class Role(str, enum.Enum):
@@ -17,10 +17,7 @@ class Role(str, enum.Enum):
     HEAD = "head"
     """Untied output head."""
     OTHER = "other"
-    """Norms, biases, routers, rope factors, position embeddings: never split."""
-
-
-_LOOKED_UP = ("position_embd.weight", "token_types.weight")
+    """Norms, biases, routers, convolutions, rope factors, position embeddings: never split."""
 
 
 def role_of(tensor: SourceTensor) -> Role:
@@ -34,7 +31,7 @@ def role_of(tensor: SourceTensor) -> Role:
         or tensor.force_f32
         or not tensor.name.endswith(".weight")
         or "norm" in tensor.name
-        or tensor.name in _LOOKED_UP
+        or tensor.name.endswith(ALWAYS_F32)
     ):
         return Role.OTHER
     return Role.LINEAR

@@ -6,6 +6,7 @@ an index that names other tensors than the shards hold, weights in a pickle, wei
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +106,11 @@ def _architecture(config: ModelConfig, supported: Iterable[str]) -> str:
     name: str = names[0]
     supported = sorted(supported)
     if name not in supported:
+        closest = difflib.get_close_matches(name[:100], supported, n=2, cutoff=0.7)
+        like = f"closest: {', '.join(closest)}; " if closest else ""
         raise UnsupportedModelError(
             config.path,
-            f"architecture {name[:100]} is not supported (supported: {', '.join(supported)})",
+            f"architecture {name[:100]} is not supported ({like}supported: {', '.join(supported)})",
             "convert it with llama.cpp's convert_hf_to_gguf.py",
         )
     return name

@@ -34,6 +34,17 @@ class FloatType(str, enum.Enum):
         return np.dtype({"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[self.value])
 
 
+ALWAYS_F32 = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    "ssm_conv1d.weight",
+)
+"""Endings of matrices that are F32 in every file: routers, tables of positions, convolutions
+(``prepare_tensors`` in llama.cpp's conversion/base.py)."""
+
+
 def to_float32(raw: NDArray[Any], dtype: FloatType) -> NDArray[np.float32]:
     """Raw values of ``dtype`` as float32 (exact). Same shape; float32 input is returned as it is."""
     if dtype is FloatType.BF16:

@@ -43,8 +43,18 @@ class Case:
         post_processor: of tokenizer.json: ``template`` puts BOS first, ``byte_level`` nothing, None none.
         files: other files of the checkpoint.
         shard_size: for save_pretrained.
+        stored: weights in another form than save_pretrained's: ``fused`` experts, ``bare`` names.
         pre: pre-tokenizer that both converters are told.
         outtypes: to convert to.
+        std: of random weights. 0 keeps norms near one and layers of gain one, so that logits are of order one
+            and worth comparing with transformers'.
+        gain: of the layers, where ``std`` is 0.
+        only_ours: keys that our file has and the official one lacks, with the reason.
+        moved: keys that stand elsewhere in our file, with the reason.
+        last_bit: endings of tensors that may differ in the last bit, with the reason.
+        raw_config: the official converter is given config.json as it stands: transformers 5, through which it
+            reads it, drops a field that it needs.
+        no_official: why the official converter cannot convert it, so that only logits are compared.
     """
 
     architecture: str
@@ -56,8 +66,21 @@ class Case:
     post_processor: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     shard_size: str = "1GB"
+    stored: str = ""
     pre: str | None = None
     outtypes: tuple[str, ...] = ("f16",)
+    std: float = 0.05
+    gain: float = 1.0
+    only_ours: dict[str, str] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    last_bit: dict[str, str] = field(default_factory=dict)
+    raw_config: bool = False
+    no_official: str = ""
+
+    @property
+    def logits(self) -> bool:
+        """Whether its logits are compared."""
+        return self.std == 0
 
 
 CASES = {

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from scripts.real_models import qwen3_tokenizer
+from tests.runtime.conftest import patched, stock
+
+__all__ = ["patched", "stock"]
+
 
 @pytest.fixture(scope="session")
 def official_files(
@@ -16,7 +21,11 @@ def official_files(
 ) -> Path:
     """Folder with every checkpoint ``NAME`` and the official ``NAME.OUTTYPE.gguf``."""
     folder = tmp_path_factory.mktemp("official")
-    existing = [f"real-tokenizer-smollm2={smollm2}", f"real-tokenizer-stories={stories15m}"]
+    existing = [
+        f"real-tokenizer-smollm2={smollm2}",
+        f"real-tokenizer-stories={stories15m}",
+        f"real-tokenizer-qwen3={qwen3_tokenizer()}",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "tests.sources.official_run", str(official_converter), str(folder), *existing],
         cwd=Path(__file__).parents[2],

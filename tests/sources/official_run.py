@@ -11,9 +11,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tests.sources.cases import CASES, SIZES, Case
+import numpy as np
+
+from tests.runtime.logits_process import DECODED, PROMPT
+from tests.sources.cases import SIZES, Case
+from tests.sources.family_cases import ALL_CASES
 
 TEXT = ["the quick brown fox jumps over the lazy dog, 1234 times; it's what they've done", "hello world"] * 20
 # <|endoftext|>: where it is missing, transformers' Qwen2 class invents it, with an id of its own
@@ -26,12 +32,26 @@ def write_checkpoint(case: Case, folder: Path) -> None:
     import transformers
 
     torch.manual_seed(len(folder.name))
-    config_class = getattr(transformers, case.architecture.replace("ForCausalLM", "Config"))
-    config = config_class(**{**SIZES, **case.config})
-    model = getattr(transformers, case.architecture)(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+    model_class = getattr(transformers, case.architecture)
+    fields = {**SIZES, **case.config}
+    dropped = {name for name in SIZES if fields[name] is None}
+    config = model_class.config_class(**{name: fields[name] for name in fields.keys() - dropped})
+    model = model_class(config)
+    for name, parameter in model.named_parameters():
+        if case.std:
+            torch.nn.init.normal_(parameter, std=case.std)
+        elif parameter.ndim == 1 or name.endswith("A_log"):
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+        else:
+            torch.nn.init.normal_(parameter, std=case.gain * parameter.shape[-1] ** -0.5)
+    if case.logits:
+        tokens = torch.tensor([[*PROMPT, *DECODED]])
+        with torch.no_grad():
+            logits = model.eval()(tokens, use_cache=False).logits[0]
+        np.save(folder.with_name(f"{folder.name}.logits.npy"), logits.numpy())
     model.to(getattr(torch, case.dtype)).save_pretrained(folder, max_shard_size=case.shard_size)
+    if case.stored:
+        restore(folder / "model.safetensors", {"fused": fused, "bare": bare}[case.stored])
     edited = json.loads((folder / "config.json").read_text())
     edited.update(case.config_edits)
     edited = {
@@ -46,6 +66,35 @@ def write_checkpoint(case: Case, folder: Path) -> None:
     for name, text in case.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
+
+
+def restore(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write the tensors of a file in another form."""
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
+
+
+def fused(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The experts of a layer as two tensors."""
+    import torch
+
+    made = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    for layer in {name.split(".mlp.")[0] for name in tensors if ".experts." in name}:
+        n_experts = 1 + max(int(n.split(".")[5]) for n in tensors if n.startswith(f"{layer}.mlp.experts."))
+
+        def stack(matrix: str, layer: str = layer, n_experts: int = n_experts) -> Any:
+            names = [f"{layer}.mlp.experts.{expert}.{matrix}.weight" for expert in range(n_experts)]
+            return torch.stack([tensors[name] for name in names])
+
+        made[f"{layer}.mlp.experts.gate_up_proj"] = torch.cat([stack("gate_proj"), stack("up_proj")], dim=1)
+        made[f"{layer}.mlp.experts.down_proj"] = stack("down_proj")
+    return made
+
+
+def bare(tensors: dict[str, Any]) -> dict[str, Any]:
+    """GPT-2 without its head's prefix."""
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
 
 
 def write_bpe(case: Case, folder: Path) -> None:
@@ -129,9 +178,10 @@ def write_llama_hf(_case: Case, folder: Path) -> None:
 
 
 def write_with_tokenizer_of(source: Path, folder: Path) -> None:
-    """A tiny Llama with the tokenizer (and the vocabulary's size) of a real checkpoint."""
-    vocab_size = json.loads((source / "config.json").read_text())["vocab_size"]
-    case = Case("LlamaForCausalLM", "bfloat16", "bpe", config={"vocab_size": vocab_size, "hidden_size": 8})
+    """A tiny model of a real checkpoint's architecture, with its tokenizer and its vocabulary's size."""
+    real = json.loads((source / "config.json").read_text())
+    sizes = {"vocab_size": real["vocab_size"], "hidden_size": 8, "head_dim": 8}
+    case = Case(real["architectures"][0], "bfloat16", "bpe", config=sizes)
     write_checkpoint(case, folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "generation_config.json"):
         (folder / name).unlink(missing_ok=True)
@@ -145,13 +195,18 @@ def main(converter: Path, folder: Path, *existing: str) -> None:
     # first on the path before anything imports gguf: the converter's own
     sys.path.insert(0, str(converter.parent / "gguf-py"))
     import convert_hf_to_gguf
-    from conversion.base import TextModel
+    from conversion.base import ModelBase, TextModel
 
-    detect = TextModel.get_vocab_base_pre
+    detect, load = TextModel.get_vocab_base_pre, ModelBase.load_hparams
 
-    def convert(name: str, outtypes: tuple[str, ...], pre: str | None) -> None:
+    def load_raw(source: Path, _is_mistral_format: bool) -> Any:
+        return json.loads((source / "config.json").read_text())
+
+    def convert(name: str, case: Case) -> None:
+        pre = case.pre
         TextModel.get_vocab_base_pre = (lambda _self, _tokenizer: pre) if pre else detect
-        for outtype in outtypes:
+        ModelBase.load_hparams = staticmethod(load_raw if case.raw_config else load)
+        for outtype in case.outtypes:
             out = folder / f"{name}.{outtype}.gguf"
             sys.argv = [
                 "convert_hf_to_gguf.py",
@@ -163,13 +218,14 @@ def main(converter: Path, folder: Path, *existing: str) -> None:
             ]
             convert_hf_to_gguf.main()
 
-    for name, case in CASES.items():
+    for name, case in ALL_CASES.items():
         write_checkpoint(case, folder / name)
-        convert(name, case.outtypes, case.pre)
+        if not case.no_official:
+            convert(name, case)
     for argument in existing:
         name, _, source = argument.partition("=")
         write_with_tokenizer_of(Path(source), folder / name)
-        convert(name, ("bf16",), None)
+        convert(name, Case("", "", "", outtypes=("bf16",)))
 
 
 if __name__ == "__main__":

@@ -116,8 +116,14 @@ def test_damaged_json(tmp_path: Path, content: bytes, message: str) -> None:
 def test_unknown_architecture(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, architectures=["BertModel"])
     error = refused(tmp_path, UnsupportedModelError, "BertModel is not supported", "convert_hf_to_gguf.py")
+    assert "(supported: " in error.cause
     for name in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"):
         assert name in error.cause
+
+
+def test_unknown_architecture_names_the_closest(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, architectures=["Qwen3NextForCausalLM"])
+    refused(tmp_path, UnsupportedModelError, r"\(closest: Qwen3ForCausalLM, ", "convert_hf_to_gguf.py")
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "LlamaForCausalLM", [3]])

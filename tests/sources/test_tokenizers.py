@@ -12,7 +12,12 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from gguf_splitquant.errors import TokenizerError
-from gguf_splitquant.sources.tokenizers import add_llama_tokenizer, add_qwen2_tokenizer
+from gguf_splitquant.sources.tokenizers import (
+    add_gemma_tokenizer,
+    add_llama_tokenizer,
+    add_phi3_tokenizer,
+    add_qwen2_tokenizer,
+)
 from gguf_splitquant.sources.tokenizers.bpe import detect_pre_tokenizer
 from gguf_splitquant.sources.tokenizers.loading import load_tokenizer, load_with_transformers
 from gguf_splitquant.sources.tokenizers.pre_tokenizer import PreTokenizers
@@ -113,6 +118,28 @@ def test_hash_with_and_without_bos(tmp_path: Path, bos: Any) -> None:
     known = PreTokenizers("text", {hash_of([0, *plain]): "name"}, ())
     for other in ({"bos_token": bos}, {"add_bos_token": True, "bos_token": "none of these"}):
         assert detect_pre_tokenizer(known, tokenizer, other) is None
+
+
+def test_added_tokens_that_change_the_hash(smollm2: Path, tmp_path: Path) -> None:
+    """A fine-tune of a real model: the error leads to the option with which it converts."""
+    tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    tokenizer.add_tokens(["3333"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    error = refused(tmp_path, "pre-tokenizer not recognized", "convert with --pre smollm", n_vocab=50000)
+    assert "added tokens hide it, without them it is smollm" in error.cause
+    writer = gguf.GGUFWriter(None, "llama")
+    add_llama_tokenizer(writer, tmp_path, 50000, "smollm")
+    assert writer.kv_data[0]["tokenizer.ggml.pre"].value == "smollm"
+    assert "3333" in writer.kv_data[0]["tokenizer.ggml.tokens"].value
+
+
+@pytest.mark.parametrize("add", [add_gemma_tokenizer, add_phi3_tokenizer])
+def test_scores_are_not_invented(tmp_path: Path, add: Any) -> None:
+    """Gemma's and Phi-3's tokens merge by the scores of tokenizer.model: without them, no file."""
+    write_tokenizer(tmp_path)
+    with pytest.raises(TokenizerError, match=r"no tokenizer\.model") as caught:
+        add(gguf.GGUFWriter(None, "gemma2"), tmp_path, 300)
+    assert "add that of the" in caught.value.fix
 
 
 def test_override(tmp_path: Path) -> None:

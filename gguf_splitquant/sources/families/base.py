@@ -8,19 +8,27 @@ gguf-py's tensor map, the order from the checkpoint: both as in llama.cpp's conv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import gguf
 
 from ...errors import CheckpointError, UnsupportedModelError
 from ..checkpoint import Checkpoint
-from ..model import SourceTensor
-from .rope import Rope
+from ..config import ModelConfig
+from ..model import ALWAYS_F32, SourceTensor
+from ..safetensors import StoredTensor
+from ..slabs import stacked
 
 # buffers that old versions of transformers stored along with the weights; nothing is lost without them
-_SKIPPED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
+_SKIPPED_SUFFIXES = (
+    ".rotary_emb.inv_freq",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".attn.bias",
+    ".attn.masked_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -42,68 +50,74 @@ class Family:
     """
 
     arch: ClassVar[gguf.MODEL_ARCH]
-    # transformers' default for fields that older checkpoints leave out
-    default_context: ClassVar[int]
-    default_kv_heads: ClassVar[int | None] = None  # None: as many as query heads
-    # transformers fills head_dim in, so that llama.cpp's converter always writes it
-    head_dim_by_default: ClassVar[bool] = True
+    # names of fields that some architectures call otherwise
+    layers_field: ClassVar[str] = "num_hidden_layers"
+    width_field: ClassVar[str] = "hidden_size"
+    tied_by_default: ClassVar[bool] = False
+    # tensor of an untied output head, and whether llama.cpp's loader can do without it
+    head: ClassVar[str] = "lm_head.weight"
+    head_needed: ClassVar[bool] = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.config = config = checkpoint.config
-        self.n_layers = config.integer("num_hidden_layers")
-        self.n_embd = config.integer("hidden_size")
-        self.n_ff = config.integer("intermediate_size")
-        self.n_heads = config.integer("num_attention_heads")
-        self.n_kv_heads = config.integer("num_key_value_heads", default=self.default_kv_heads or self.n_heads)
+        self.config = config = self.model_config()
+        self.n_layers = config.integer(self.layers_field)
+        self.n_embd = config.integer(self.width_field)
         self.n_vocab = config.integer("vocab_size")
-        self.head_dim = config.integer("head_dim", default=max(1, self.n_embd // self.n_heads))
-        self.tied = config.flag("tie_word_embeddings", default=False)
-        self.context = config.integer("max_position_embeddings", default=self.default_context)
-        self.rope = Rope.of(config, self.context)
-        self._check_config()
-        self._names = gguf.get_tensor_name_map(self.arch, self.n_layers)
-
-    def _check_config(self) -> None:
-        path = self.config.path
+        self.tied = config.flag("tie_word_embeddings", default=self.tied_by_default)
         # the name map and the layout grow with the layers: a lie must not cost memory
-        if self.n_layers > len(self.checkpoint.tensors):
+        if self.n_layers > len(checkpoint.tensors):
             raise CheckpointError(
-                path,
-                f"num_hidden_layers is {self.n_layers}, the checkpoint has "
-                f"{len(self.checkpoint.tensors)} tensors in all",
+                config.path,
+                f"{self.layers_field} is {self.n_layers}, the checkpoint has "
+                f"{len(checkpoint.tensors)} tensors in all",
                 "download config and weights again",
             )
-        if self.n_heads % self.n_kv_heads:
-            raise CheckpointError(
-                path,
-                f"num_attention_heads {self.n_heads} is not a multiple of "
-                f"num_key_value_heads {self.n_kv_heads}",
-                "download the checkpoint's own config.json",
-            )
-        if self.config.get("head_dim") is None and self.n_embd % self.n_heads:
-            raise CheckpointError(
-                path,
-                f"hidden_size {self.n_embd} is not a multiple of num_attention_heads {self.n_heads}",
-                "download the checkpoint's own config.json",
-            )
-        if self.head_dim % 2:
+        if self.tied and self.head_needed and self.head not in checkpoint.tensors:
             raise UnsupportedModelError(
-                path, f"head_dim {self.head_dim} is odd: rotary embeddings need pairs", ""
+                config.path, "tie_word_embeddings is true: llama.cpp wants a head of its own here", ""
             )
+        self._names = gguf.get_tensor_name_map(self.arch, self.n_layers)
+
+    def model_config(self) -> ModelConfig:
+        """The fields of the language model in config.json."""
+        return self.checkpoint.config
+
+    def only(self, field: str, *values: Any, why: str) -> None:
+        """Refuse a field with another value than those that llama.cpp's graph is written for.
+
+        Args:
+            field: of config.json; absent is fine.
+            values: the ones that are.
+            why: what llama.cpp does instead.
+        """
+        value = self.config.get(field)
+        if value is not None and value not in values:
+            raise UnsupportedModelError(self.config.path, f"{field} {str(value)[:60]}: {why}", "")
 
     # --- tensors
+
+    def stored_name(self, name: str) -> str | None:
+        """A tensor's name in the layout by its name in the checkpoint; None for one that is left out."""
+        return None if name.endswith(_SKIPPED_SUFFIXES) else name
 
     def layout(self) -> Mapping[str, Expected]:
         """Every tensor of the architecture, by checkpoint name."""
         raise NotImplementedError
 
+    def stacks(self) -> Iterable[Mapping[str, Sequence[str]]]:
+        """Tensors that the checkpoint holds in parts: name of the whole -> names of its parts, in order.
+
+        What comes together in one mapping stands together in the file, where the last part would.
+        """
+        return ()
+
     def convert(self, name: str, tensor: SourceTensor) -> Iterable[SourceTensor]:
-        """One checkpoint tensor, already under its GGUF name, as the file holds it: reordered, cut, stacked.
+        """One tensor as the file holds it: reordered, cut, transposed; or none, or several.
 
         Args:
-            name: in the checkpoint.
-            tensor: GGUF name, values as in the checkpoint.
+            name: in the checkpoint, or of the whole in :meth:`stacks`.
+            tensor: under that name, values as in the checkpoint. Names of results are such names too.
         """
         return (tensor,)
 
@@ -119,8 +133,11 @@ class Family:
                 says.
         """
         layout = self.layout()
-        stored = {n: t for n, t in self.checkpoint.tensors.items() if not n.endswith(_SKIPPED_SUFFIXES)}
-        self._check_complete(layout, stored.keys())
+        stored = self._stored()
+        self._check_complete(layout, stored)
+        stacks = list(self.stacks())
+        waiting = [{part for parts in stack.values() for part in parts} for stack in stacks]
+        stack_of = {part: index for index, parts in enumerate(waiting) for part in parts}
         yield from self.extra_tensors()
         for name, tensor in stored.items():
             shape = layout[name].shape
@@ -130,59 +147,78 @@ class Family:
                     f"shape {list(tensor.shape)}, but by config.json it has to be {list(shape)}",
                     "download config and weights again",
                 )
-            yield from self.convert(
-                name,
-                SourceTensor(
-                    self.gguf_name(name), shape, tensor.float_type, tensor.read_rows, origin=tensor.origin
-                ),
-            )
+        for name, tensor in stored.items():
+            index = stack_of.get(name)
+            if index is None:
+                yield from self._converted(name, _source(name, tensor))
+                continue
+            waiting[index].discard(name)
+            if not waiting[index]:
+                for whole, parts in stacks[index].items():
+                    yield from self._converted(
+                        whole, stacked(whole, [_source(part, stored[part]) for part in parts])
+                    )
+
+    def _stored(self) -> dict[str, StoredTensor]:
+        """The checkpoint's tensors by their names in the layout."""
+        stored: dict[str, StoredTensor] = {}
+        for name, tensor in self.checkpoint.tensors.items():
+            known_as = self.stored_name(name)
+            if known_as in stored:
+                raise CheckpointError(
+                    tensor.origin,
+                    f"is the same as {stored[known_as].name}",
+                    "download the weights again",
+                )
+            if known_as is not None:
+                stored[known_as] = tensor
+        return stored
+
+    def _converted(self, name: str, tensor: SourceTensor) -> Iterator[SourceTensor]:
+        """Under GGUF names."""
+        for made in self.convert(name, tensor):
+            gguf_name = self.gguf_name(made.name)
+            force_f32 = made.force_f32 or gguf_name.endswith(ALWAYS_F32)
+            yield replace(made, name=gguf_name, force_f32=force_f32)
 
     def gguf_name(self, name: str) -> str:
-        """GGUF name of a tensor of the layout."""
+        """GGUF name of a tensor of the layout, or of what is made from it."""
         mapped: str | None = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
         if mapped is None:
             raise LookupError(f"{name} has no GGUF name in architecture {self.arch.name}")
         return mapped
 
-    def _check_complete(self, layout: Mapping[str, Expected], names: Iterable[str]) -> None:
-        names = set(names)
+    def _check_complete(self, layout: Mapping[str, Expected], stored: Mapping[str, StoredTensor]) -> None:
         folder = self.checkpoint.folder
-        missing = [name for name, expected in layout.items() if expected.required and name not in names]
+        missing = [name for name, expected in layout.items() if expected.required and name not in stored]
         if missing:
-            head = missing == ["lm_head.weight"]
+            head = missing == [self.head] and not self.head_needed
             raise CheckpointError(
                 folder,
                 f"tensor {missing[0]} is missing" + (f", {len(missing)} in all" if len(missing) > 1 else ""),
                 "download the weights again"
                 + (", or set tie_word_embeddings to true if the head is the embedding" if head else ""),
             )
-        unknown = sorted(names - layout.keys())
+        unknown = sorted(stored.keys() - layout.keys())
         if unknown:
             raise CheckpointError(
-                self.checkpoint.tensors[unknown[0]].origin,
+                stored[unknown[0]].origin,
                 f"not a tensor of {self.checkpoint.architecture} with {self.n_layers} layers"
                 + (f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else ""),
-                "check num_hidden_layers and architectures in config.json, "
+                f"check {self.layers_field} and architectures in config.json, "
                 "or convert with llama.cpp's convert_hf_to_gguf.py",
             )
 
     # --- metadata
 
     def add_parameters(self, writer: gguf.GGUFWriter) -> None:
-        """Add the architecture's keys (``TextModel.set_gguf_parameters`` in llama.cpp)."""
-        config = self.config
-        writer.add_block_count(self.n_layers)
-        writer.add_context_length(self.context)
-        writer.add_embedding_length(self.n_embd)
-        writer.add_feed_forward_length(self.n_ff)
-        writer.add_head_count(self.n_heads)
-        writer.add_head_count_kv(self.n_kv_heads)
-        self.rope.add_to(writer)
-        writer.add_layer_norm_rms_eps(config.number("rms_norm_eps", default=1e-6))
-        if self.head_dim_by_default or config.get("head_dim") is not None:
-            writer.add_key_length(self.head_dim)
-            writer.add_value_length(self.head_dim)
+        """Add the architecture's keys (``set_gguf_parameters`` in llama.cpp)."""
+        raise NotImplementedError
 
     def add_tokenizer(self, writer: gguf.GGUFWriter, pre_tokenizer: str | None) -> None:
         """Add the tokenizer's keys; ``pre_tokenizer`` overrides the one found."""
         raise NotImplementedError
+
+
+def _source(name: str, tensor: StoredTensor) -> SourceTensor:
+    return SourceTensor(name, tensor.shape, tensor.float_type, tensor.read_rows, origin=tensor.origin)

@@ -4,62 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UnsupportedModelError
 from ..model import FloatType, SourceTensor
 from ..tokenizers import add_llama_tokenizer
-from .base import Expected, Family
-
-
-def decoder_layout(
-    family: Family, *, qkv_bias: bool, output_bias: bool, mlp_bias: bool
-) -> dict[str, Expected]:
-    """The tensors of a Llama-like decoder: RMSNorm, rotary grouped-query attention, gated FFN.
-
-    Args:
-        family: gives the sizes.
-        qkv_bias: query, key and value projections have to have biases.
-        output_bias: so does the attention's output projection.
-        mlp_bias: so do the FFN's three.
-    """
-    n_embd, n_ff = family.n_embd, family.n_ff
-    n_q, n_kv = family.n_heads * family.head_dim, family.n_kv_heads * family.head_dim
-    layout = {
-        "model.embed_tokens.weight": Expected((family.n_vocab, n_embd)),
-        "model.norm.weight": Expected((n_embd,)),
-        "lm_head.weight": Expected((family.n_vocab, n_embd), required=not family.tied),
-    }
-    for layer in range(family.n_layers):
-        prefix = f"model.layers.{layer}"
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            layout[f"{prefix}.{name}.weight"] = Expected((n_embd,))
-        for name, rows, columns, bias in (
-            ("self_attn.q_proj", n_q, n_embd, qkv_bias),
-            ("self_attn.k_proj", n_kv, n_embd, qkv_bias),
-            ("self_attn.v_proj", n_kv, n_embd, qkv_bias),
-            ("self_attn.o_proj", n_embd, n_q, output_bias),
-            ("mlp.gate_proj", n_ff, n_embd, mlp_bias),
-            ("mlp.up_proj", n_ff, n_embd, mlp_bias),
-            ("mlp.down_proj", n_embd, n_ff, mlp_bias),
-        ):
-            layout[f"{prefix}.{name}.weight"] = Expected((rows, columns))
-            # llama.cpp loads a bias wherever there is one; config.json may be silent about it
-            layout[f"{prefix}.{name}.bias"] = Expected((rows,), required=bias)
-    return layout
-
-
-def check_activation(family: Family) -> None:
-    """Raise UnsupportedModelError for an FFN not gated by SiLU, the only one in llama.cpp's graph."""
-    activation = family.config.get("hidden_act")
-    if activation not in (None, "silu", "swish"):
-        raise UnsupportedModelError(
-            family.config.path, f"hidden_act {str(activation)[:60]}: llama.cpp computes silu here", ""
-        )
+from .base import Expected
+from .decoder import Decoder, decoder_layout
+from .rope import KINDS
 
 
 def interleave_heads(tensor: SourceTensor, n_heads: int) -> SourceTensor:
@@ -87,15 +42,16 @@ def interleave_heads(tensor: SourceTensor, n_heads: int) -> SourceTensor:
     return replace(tensor, read_rows=read_rows)
 
 
-class Llama(Family):
+class Llama(Decoder):
     """LlamaForCausalLM."""
 
     arch = gguf.MODEL_ARCH.LLAMA
     default_context = 2048
+    rope_kinds: ClassVar[tuple[str, ...]] = (*KINDS, "llama3")
 
     def layout(self) -> Mapping[str, Expected]:
         """Biases where ``attention_bias`` and ``mlp_bias`` say so."""
-        check_activation(self)
+        self.check_activation()
         attention_bias = self.config.flag("attention_bias", default=False)
         return decoder_layout(
             self,

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import gguf
 
 from ..tokenizers import add_qwen2_tokenizer
-from .base import Expected, Family
-from .llama import check_activation, decoder_layout
+from .base import Expected
+from .decoder import Decoder, decoder_layout
 
 
-class Qwen2(Family):
+class Qwen2(Decoder):
     """Qwen2ForCausalLM."""
 
     arch = gguf.MODEL_ARCH.QWEN2
@@ -21,10 +21,8 @@ class Qwen2(Family):
 
     def layout(self) -> Mapping[str, Expected]:
         """Biases on query, key and value only."""
-        check_activation(self)
-        layout = decoder_layout(self, qkv_bias=True, output_bias=False, mlp_bias=False)
-        other_bias = (".o_proj.bias", ".gate_proj.bias", ".up_proj.bias", ".down_proj.bias")
-        return {name: expected for name, expected in layout.items() if not name.endswith(other_bias)}
+        self.check_activation()
+        return decoder_layout(self, qkv_bias=True)
 
     def add_tokenizer(self, writer: gguf.GGUFWriter, pre_tokenizer: str | None) -> None:
         """Byte-level BPE, or SentencePiece where there is a tokenizer.model."""

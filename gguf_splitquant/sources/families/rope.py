@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gguf
@@ -13,6 +14,8 @@ from ...errors import UnsupportedModelError
 from ..config import ModelConfig
 
 DEFAULT_THETA = 10000.0
+KINDS = ("default", "linear", "dynamic", "yarn")
+"""What llama.cpp has keys for in every architecture."""
 
 
 @dataclass(frozen=True)
@@ -20,41 +23,60 @@ class Rope:
     """Rotary embedding as config.json describes it.
 
     Attributes:
-        kind: ``default``, ``linear``, ``dynamic``, ``yarn`` or ``llama3``.
+        kind: one of :data:`KINDS`, or what some families add: ``llama3``, ``longrope``.
         theta: base of the frequencies.
         settings: the object that holds kind and factors; None where there is none.
         original_context: tokens in pretraining, before the context was stretched.
+        part: share of each head that is rotated.
     """
 
     kind: str
     theta: float
     settings: ModelConfig | None
     original_context: int | None
+    part: float = 1.0
 
     @classmethod
-    def of(cls, config: ModelConfig, context: int) -> Rope:
+    def of(
+        cls,
+        config: ModelConfig,
+        context: int,
+        *,
+        kinds: Sequence[str] = (*KINDS, "llama3"),
+        default_theta: float = DEFAULT_THETA,
+        default_part: float | None = None,
+        settings: ModelConfig | None = None,
+    ) -> Rope:
         """Read it from ``rope_parameters`` (transformers 5) or ``rope_scaling`` and ``rope_theta``.
 
         Args:
             config: the model's.
             context: ``max_position_embeddings``, which yarn falls back on.
+            kinds: what the family knows.
+            default_theta: where config.json names no base.
+            default_part: where it names no share of a head; None where llama.cpp rotates whole heads.
+            settings: the object that holds kind and factors, where a family keeps it elsewhere.
 
         Raises:
             CheckpointError: a field that the kind needs is absent or has a wrong type.
             UnsupportedModelError: a kind that llama.cpp has no keys for.
         """
-        settings = config.section("rope_parameters") or config.section("rope_scaling")
+        settings = settings or config.section("rope_parameters") or config.section("rope_scaling")
         fields = settings or config
-        theta = fields.number("rope_theta", default=config.number("rope_theta", default=DEFAULT_THETA))
+        source = fields if fields.get("rope_theta") is not None else config
+        theta = source.number("rope_theta", "rotary_emb_base", default=default_theta)
         kind = str(settings.get("rope_type", "type") or "default").lower() if settings else "default"
-        if kind not in ("default", "linear", "dynamic", "yarn", "llama3"):
+        if kind not in kinds:
+            names = ", ".join(name for name in kinds if name != "default")
             raise UnsupportedModelError(
                 config.path,
-                f"rope type {kind[:60]} is not supported (supported: linear, dynamic, yarn, llama3)",
+                f"rope type {kind[:60]} is not supported (supported: {names})",
                 "convert it with llama.cpp's convert_hf_to_gguf.py",
             )
-        part = fields.get("partial_rotary_factor") or config.get("partial_rotary_factor")
-        if part not in (None, 1, 1.0):
+        names_of_part = ("partial_rotary_factor", "rotary_pct")
+        source = fields if fields.get(*names_of_part) is not None else config
+        part = source.number(*names_of_part, default=default_part or 1.0)
+        if part != 1 and default_part is None:
             raise UnsupportedModelError(
                 config.path,
                 f"partial_rotary_factor {part!r}: this architecture rotates whole heads in llama.cpp",
@@ -64,7 +86,7 @@ class Rope:
             name = "original_max_position_embeddings"
             source = config if settings.get(name) is None and config.get(name) is not None else settings
             original = source.integer(name, default=context if kind == "yarn" else None)
-        return cls(kind, theta, settings, original)
+        return cls(kind, theta, settings, original, part)
 
     def add_to(self, writer: gguf.GGUFWriter) -> None:
         """Add the scaling's keys and the base (``TextModel.set_gguf_parameters`` in llama.cpp).

@@ -74,13 +74,62 @@ def add_qwen2_tokenizer(
         _add_bpe(writer, folder, n_vocab, pre_tokenizer)
 
 
+def add_bpe_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None = None
+) -> None:
+    """As :func:`add_llama_tokenizer`, for families with byte-level BPE only (``_set_vocab_gpt2``)."""
+    _add_bpe(writer, folder, n_vocab, pre_tokenizer)
+
+
+def add_gemma_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None = None
+) -> None:
+    """As :func:`add_llama_tokenizer`, for Gemma: SentencePiece, no space before the text."""
+    if not (folder / "tokenizer.model").is_file():
+        raise TokenizerError(
+            folder,
+            "no tokenizer.model, without which llama.cpp cannot merge tokens in the right order",
+            "add that of the Gemma which the checkpoint was made from",
+        )
+    _add_sentencepiece(writer, folder, n_vocab, pre_tokenizer)
+    writer.add_add_space_prefix(False)
+
+
+def add_phi3_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None = None
+) -> None:
+    """As :func:`add_llama_tokenizer`, for Phi-3 and Phi-4 (``Phi3MiniModel.set_vocab`` in llama.cpp)."""
+    config = read_json_if_there(folder / "tokenizer_config.json") or {}
+    sentencepiece = (folder / "tokenizer.model").is_file()
+    if config.get("tokenizer_class") == "GPT2Tokenizer" or not (sentencepiece or _has_byte_fallback(folder)):
+        _add_bpe(writer, folder, n_vocab, pre_tokenizer)
+        return
+    if not sentencepiece:
+        raise TokenizerError(
+            folder,
+            "no tokenizer.model, without which llama.cpp cannot merge tokens in the right order",
+            "add that of the Phi-3 which the checkpoint was made from",
+        )
+    _add_sentencepiece(writer, folder, n_vocab, pre_tokenizer, phi3=True)
+
+
+def add_mamba_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None = None
+) -> None:
+    """As :func:`add_llama_tokenizer`, for Mamba: tokenizer.json, where there is one, comes first."""
+    if (folder / "tokenizer.json").is_file() or not (folder / "tokenizer.model").is_file():
+        _add_bpe(writer, folder, n_vocab, pre_tokenizer)
+    else:
+        _add_sentencepiece(writer, folder, n_vocab, pre_tokenizer)
+
+
 def _add_sentencepiece(
-    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None
+    writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None, *, phi3: bool = False
 ) -> None:
     _refuse_pre_tokenizer(folder / "tokenizer.model", pre_tokenizer)
     from .sentencepiece_model import add_sentencepiece
 
-    add_sentencepiece(writer, folder, n_vocab)
+    add_sentencepiece(writer, folder, n_vocab, phi3=phi3)
 
 
 def _add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: str | None) -> None:

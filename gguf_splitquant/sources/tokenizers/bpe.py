@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from ...errors import TokenizerError
 from ..config import read_json_if_there
@@ -55,7 +57,7 @@ def add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: 
         known, tokenizer, read_json_if_there(folder / "tokenizer_config.json") or {}
     )
     if name is None:
-        raise known.unknown(path, description)
+        raise known.unknown(path, description, _name_without_added_tokens(known, description))
     tokens, types = _tokens(tokenizer, n_vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
@@ -85,6 +87,18 @@ def detect_pre_tokenizer(
         if isinstance(text, str) and text in tokenizer.ids:
             name = known.name_of([tokenizer.ids[text], *tokens])
     return name
+
+
+def _name_without_added_tokens(known: PreTokenizers, description: Mapping[str, Any]) -> str | None:
+    """The name that a tokenizer.json had before somebody added tokens to it; None where that is not it."""
+    if not description.get("added_tokens"):
+        return None
+    try:
+        bare = Tokenizer.from_str(json.dumps({**description, "added_tokens": []}))
+    # a bare Exception, whatever is wrong; it is only a hint that is lost
+    except Exception:
+        return None
+    return known.name_of(bare.encode(known.check_text).ids)
 
 
 def _tokens(tokenizer: LoadedTokenizer, n_vocab: int) -> tuple[list[str], list[TokenType]]:

@@ -65,13 +65,22 @@ class PreTokenizers:
         """The name for a tokenizer that makes these tokens of :attr:`check_text`; None for an unknown one."""
         return self.hashes.get(hashlib.sha256(str(list(tokens)).encode()).hexdigest())
 
-    def unknown(self, path: Path, description: Mapping[str, Any]) -> TokenizerError:
+    def unknown(
+        self, path: Path, description: Mapping[str, Any], origin: str | None = None
+    ) -> TokenizerError:
         """The error for an unknown one: the nearest by its patterns, and the override.
 
         Args:
             path: of tokenizer.json.
             description: its content.
+            origin: name of what it is without its added tokens, where that is known.
         """
+        if origin is not None:
+            return TokenizerError(
+                path,
+                f"pre-tokenizer not recognized: added tokens hide it, without them it is {origin}",
+                f"convert with --pre {origin}",
+            )
         nearest = self.nearest(description)
         example = f", such as --pre {nearest[0]}" if nearest else ""
         others = f" (closest by its patterns: {', '.join(nearest)})" if nearest else ""

@@ -18,13 +18,15 @@ _ADDED_SCORE = -1000.0
 _UNUSED_SCORE = -10000.0
 
 
-def add_sentencepiece(writer: gguf.GGUFWriter, folder: Path, n_vocab: int) -> None:
+def add_sentencepiece(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, *, phi3: bool = False) -> None:
     """Add tokens, scores, types and special tokens (``_create_vocab_sentencepiece`` in llama.cpp).
 
     Args:
         writer: takes the keys.
         folder: holds ``tokenizer.model`` and perhaps added tokens.
         n_vocab: rows of the embedding; the vocabulary is filled up or cut to it.
+        phi3: added tokens as ``Phi3MiniModel.set_vocab`` reads them: those of tokenizer.json too, and as they
+            are spelled and marked.
 
     Raises:
         TokenizerError: the model or a list of added tokens is damaged.
@@ -40,11 +42,15 @@ def add_sentencepiece(writer: gguf.GGUFWriter, folder: Path, n_vocab: int) -> No
 
     for text, token in _added_tokens(folder / "added_tokens.json", n_vocab):
         tokens[token], scores[token], types[token] = text.encode(), _ADDED_SCORE, TokenType.USER_DEFINED
-    for text, token, special in _decoder_tokens(folder / "tokenizer_config.json", n_vocab):
-        if special or looks_special(text):
+    listed = _decoder_tokens(folder / "tokenizer_config.json", n_vocab)
+    if phi3:
+        listed += _json_tokens(folder / "tokenizer.json", n_vocab)
+    for text, token, special in listed:
+        if special or (looks_special(text) and not phi3):
             types[token] = TokenType.CONTROL
         else:
-            text, types[token] = plain_spaces(text), TokenType.USER_DEFINED
+            types[token] = TokenType.USER_DEFINED
+            text = text if phi3 else plain_spaces(text)
         tokens[token], scores[token] = text.encode(), _ADDED_SCORE
 
     writer.add_tokenizer_model("llama")
@@ -100,6 +106,17 @@ def _decoder_tokens(path: Path, n_vocab: int) -> list[tuple[str, int, bool]]:
             )
         if _is_id(path, int(key[:20]), n_vocab):
             found.append((content, int(key), bool(entry.get("special"))))
+    return found
+
+
+def _json_tokens(path: Path, n_vocab: int) -> list[tuple[str, int, bool]]:
+    added = (read_json_if_there(path) or {}).get("added_tokens") or []
+    found = []
+    for entry in added if isinstance(added, list) else [None]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise TokenizerError(path, "added_tokens is not a list of tokens", "download it again")
+        if _is_id(path, entry.get("id"), n_vocab):
+            found.append((entry["content"], entry["id"], bool(entry.get("special"))))
     return found
 
 

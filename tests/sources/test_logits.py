@@ -1,0 +1,67 @@
+"""Our float files compute in llama.cpp what transformers computes from the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gguf_splitquant.convert import ConversionReport, convert
+from gguf_splitquant.planning import Role
+from gguf_splitquant.recipe import Recipe
+from gguf_splitquant.sources import open_model
+from tests.runtime.logits_process import LogitsProcess
+
+from .family_cases import FAMILY_CASES
+
+pytestmark = [pytest.mark.oracle, pytest.mark.engine]
+
+
+each_family = pytest.mark.parametrize("name", FAMILY_CASES)
+
+
+def written(checkpoints: Path, name: str, path: Path, recipe: Recipe) -> ConversionReport:
+    model = open_model(checkpoints / name, pre_tokenizer=FAMILY_CASES[name].pre)
+    return convert(model, path, recipe)
+
+
+@each_family
+def test_logits_equal_transformers(
+    official_files: Path, stock: LogitsProcess, tmp_path: Path, name: str
+) -> None:
+    expected = np.load(official_files / f"{name}.logits.npy")
+    recipe = Recipe(layout="float", outtype="f32")
+    answer = stock.run(written(official_files, name, tmp_path / "f32.gguf", recipe).path)
+    assert answer.refused == "", answer.log
+    # large enough that a layer gone wrong shows
+    assert 0.3 < expected.std() < 5
+    np.testing.assert_allclose(answer.logits, expected, rtol=0, atol=1e-3)
+
+
+@each_family
+def test_split_file_runs_in_the_patched_engine(
+    official_files: Path, patched: LogitsProcess, tmp_path: Path, name: str
+) -> None:
+    """Every weight that the plan splits is one whose sub-layers the engine sums: nothing is rounded here."""
+    expected = np.load(official_files / f"{name}.logits.npy")
+    recipe = Recipe(k=2, bits=32, outtype="f32")
+    report = written(official_files, name, tmp_path / "split.gguf", recipe)
+    assert all(len(t.outputs) == 2 for t in report.plan.tensors if t.role is Role.LINEAR)
+    answer = patched.run(report.path)
+    assert answer.refused == "", answer.log
+    np.testing.assert_allclose(answer.logits, expected, rtol=0, atol=1e-3)
+
+
+@each_family
+def test_stock_file_runs_in_the_unpatched_engine(
+    official_files: Path, stock: LogitsProcess, tmp_path: Path, name: str
+) -> None:
+    expected = np.load(official_files / f"{name}.logits.npy")
+    recipe = Recipe(layout="stock", qtype="Q8_0", calibration="none", outtype="f32")
+    report = written(official_files, name, tmp_path / "stock.gguf", recipe)
+    assert sum(t.refined for t in report.plan.tensors) >= 4
+    answer = stock.run(report.path)
+    assert answer.refused == "", answer.log
+    # eight bits per weight and activation
+    assert np.sqrt(np.mean((answer.logits - expected) ** 2)) < 0.05 * expected.std()
