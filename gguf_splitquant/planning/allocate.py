@@ -8,6 +8,7 @@ every cluster takes the best type. The number of clusters per layer comes out of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +25,9 @@ F64 = NDArray[np.float64]
 
 CLUSTER_PRICE = 8 * 4096
 """Bits that a further cluster must be worth: one more matrix product per token is not free."""
+
+_ORDER_BITS = 32
+"""Of a channel's place in an order tensor."""
 
 _CUTS = 64
 """Most places for a cut that are looked at per weight."""
@@ -78,14 +82,18 @@ def allocate(
         RecipeError: the budget is below what the smallest types need.
     """
     fixed = fixed or {}
-    solvers = [_Solver(c, most_clusters, fixed.get(c.name)) for c in curves]
+    readers = Counter(c.source or c.name for c in curves)
+    solvers = [
+        _Solver(c, most_clusters, fixed.get(c.name), _ORDER_BITS * c.columns / readers[c.source or c.name])
+        for c in curves
+    ]
     n_params = sum(c.n_params for c in curves)
     least = [s.solve(np.inf) for s in solvers]
-    if _bits(least) > budget:
+    if _bits(curves, least) > budget:
         raise RecipeError(
             "target",
             f"{budget / max(1, n_params):.3f} bits per weight for the linear layers",
-            f"the smallest types need {_bits(least) / max(1, n_params):.3f}: ask for more",
+            f"the smallest types need {_bits(curves, least) / max(1, n_params):.3f}: ask for more",
         )
     scale = sum(float(c.loss[-1]) for c in curves) / max(1, n_params) or 1.0
     low, high = 1e-12 * scale, 1e3 * scale  # prices that buy everything, and next to nothing
@@ -93,17 +101,24 @@ def allocate(
     for _ in range(48):
         price = float(np.sqrt(low * high))
         attempt = [s.solve(price) for s in solvers]
-        if _bits(attempt) <= budget:
+        if _bits(curves, attempt) <= budget:
             chosen, high = attempt, price
         else:
             low = price
-    return {c.name: choice for c, choice in zip(curves, _spend(solvers, chosen, high, budget), strict=True)}
+    chosen = _spend(curves, solvers, chosen, high, budget)
+    return {c.name: choice for c, choice in zip(curves, chosen, strict=True)}
 
 
-def _spend(solvers: Sequence[_Solver], chosen: list[Choice], price: float, budget: float) -> list[Choice]:
+def _spend(
+    curves: Sequence[WeightCurve],
+    solvers: Sequence[_Solver],
+    chosen: list[Choice],
+    price: float,
+    budget: float,
+) -> list[Choice]:
     """Use what the bisection left: the better choices at lower prices that still fit, best bargain first."""
     chosen = list(chosen)
-    left = budget - _bits(chosen)
+    left = budget - _bits(curves, chosen)
     for factor in (0.7, 0.4, 0.2, 0.05, 0.01):
         offers = []
         for i, solver in enumerate(solvers):
@@ -112,21 +127,36 @@ def _spend(solvers: Sequence[_Solver], chosen: list[Choice], price: float, budge
             if more > 0 and gain > 0:
                 offers.append((gain / more, i, offer))
         for _, i, offer in sorted(offers, key=lambda o: (-o[0], o[1])):
-            more = offer.bits - chosen[i].bits
-            if more <= left:
-                chosen[i], left = offer, left - more
+            if offer.bits - chosen[i].bits <= left:
+                attempt = [*chosen[:i], offer, *chosen[i + 1 :]]
+                bits = _bits(curves, attempt)  # a first split brings the channel order with it
+                if bits <= budget:
+                    chosen, left = attempt, budget - bits
     return chosen
 
 
-def _bits(choices: Sequence[Choice]) -> float:
-    return sum(c.bits for c in choices)
+def _bits(curves: Sequence[WeightCurve], choices: Sequence[Choice]) -> float:
+    """Stored bits of all weights, and of the channel orders of inputs that any of them splits."""
+    orders = {
+        curve.source or curve.name: curve.columns
+        for curve, choice in zip(curves, choices, strict=True)
+        if len(choice.pieces) > 1
+    }
+    return sum(c.bits for c in choices) + _ORDER_BITS * sum(orders.values())
 
 
 class _Solver:
     """One weight's best choice for a price per bit."""
 
-    def __init__(self, curve: WeightCurve, most_clusters: int, fixed: GGMLQuantizationType | None) -> None:
-        self._curve = curve
+    def __init__(
+        self,
+        curve: WeightCurve,
+        most_clusters: int,
+        fixed: GGMLQuantizationType | None,
+        order_bits: float,
+    ) -> None:
+        """``order_bits``: this weight's part of its input's channel order."""
+        self._order_bits = order_bits
         rates = [r for r in RATES if r.block <= curve.columns]
         if fixed is not None:
             rates = [r for r in RATES if r.qtype is fixed] or [_unrated(fixed)]
@@ -151,14 +181,15 @@ class _Solver:
     def solve(self, price: float) -> Choice:
         """The choice with the least ``loss + price * bits``; for an infinite price the fewest bits."""
         cost = self._bits if np.isinf(price) else self._loss + price * self._bits
-        overhead = CLUSTER_PRICE * (1.0 if np.isinf(price) else price)
+        bit = 1.0 if np.isinf(price) else price
         kind = cost.argmin(axis=0)
         segment = np.take_along_axis(cost, kind[None], axis=0)[0]
         best = segment[0].copy()  # best[j]: channels up to cut j in one cluster
         layers = [best]
         starts: list[NDArray[np.int64]] = []
-        for _ in range(1, self._most):
-            through = layers[-1][:, None] + segment + overhead
+        for i in range(1, self._most):
+            overhead = CLUSTER_PRICE + (self._order_bits if i == 1 else 0.0)
+            through = layers[-1][:, None] + segment + bit * overhead
             starts.append(through.argmin(axis=0))
             layers.append(through.min(axis=0))
         count = int(np.argmin([layer[-1] for layer in layers]))
