@@ -27,7 +27,7 @@ from tests.gguf_files import FLOAT
 from tests.gguf_io.test_file import broken
 from tests.sample_models import small_model
 
-UNCALIBRATED = Recipe(layout="stock", calibration="none")
+UNCALIBRATED = Recipe(layout="stock", qtype="IQ4_NL", calibration="none")
 
 
 def test_without_statistics_it_runs_nothing_and_beats_the_reference_rounding(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def files(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     convert(model, made["float"], FLOAT)
     convert(model, made["none"], UNCALIBRATED)
     how = Calibration(own=OwnText(sequences=8, length=192))
-    moments = calibrate_model(model, folder, how)
-    convert(model, made["self"], Recipe(layout="stock"), moments=moments)
+    statistics = calibrate_model(model, folder, how)
+    convert(model, made["self"], Recipe(layout="stock", qtype="IQ4_NL"), statistics=statistics)
     assert sorted(p.name for p in folder.iterdir()) == ["float.gguf", "none.gguf", "self.gguf"]
     return made
 

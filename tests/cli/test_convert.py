@@ -48,23 +48,51 @@ def test_options_override_the_recipe(stories15m: Path, tmp_path: Path) -> None:
 
 def test_dry_run_knows_the_exact_size_and_writes_nothing(stories15m: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    dry = convert(stories15m, out, "--dry-run")
+    dry = convert(stories15m, out, "--recipe", "paper", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert list(tmp_path.iterdir()) == []
     lines = dry.stdout.splitlines()
     (split,) = [line for line in lines if line.startswith("blk.3.attn_k.split2.weight ")]
     assert split.split()[1:] == ["Q4_1", "51,840", "288", "x", "288"]
-    assert convert(stories15m, out).returncode == 0
+    assert convert(stories15m, out, "--recipe", "paper").returncode == 0
     assert lines[-1].startswith(f"{out.stat().st_size:,} bytes")
+
+
+def test_a_plan_can_be_written_edited_and_used(stories15m: Path, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out.gguf"
+    options = ("--no-calibration", "--recipe", "stock", "--target-bpw", "5", "--tensor-type", "attn_v=Q8_0")
+    dry = convert(stories15m, out, *options, "--dry-run", "--plan", plan)
+    assert dry.returncode == 0, dry.stderr
+    document = json.loads(plan.read_text())
+    assert document["weights"]["blk.2.attn_v.weight"] == [["Q8_0", 288]]
+    document["weights"]["blk.0.attn_q.weight"] = [["Q5_1", 288]]
+    plan.write_text(json.dumps(document))
+    made = convert(stories15m, out, "--no-calibration", "--recipe", "stock", "--use-plan", plan)
+    assert made.returncode == 0, made.stderr
+    types = {t.name: t.tensor_type.name for t in GGUFReader(out).tensors}
+    assert types["blk.0.attn_q.weight"] == "Q5_1" and types["blk.2.attn_v.weight"] == "Q8_0"
+    assert types["token_embd.weight"] == "Q8_0"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--bits", "3"), "invalid choice"),
+        (("--bits", "4"), "--bits: belongs to the value split"),
+        (("--target-bpw", "nan"), "target: nan bits per weight"),
+        (("--target-bpw", "5", "--target-size", "1GB"), "exactly one"),
+        (("--target-size", "12 parsecs"), "is not a size"),
+        (("--tensor-type", "attn_v"), "REGEX=TYPE"),
+        (("--tensor-type", "(=Q8_0"), "not a regular expression"),
+        (("--tensor-type", "attn=Q9"), "'Q9' is not one of"),
+        (("--imatrix", "/no/such"), "--imatrix: no such file"),
+        (("--use-plan", "/no/such"), "--use-plan: no such file"),
+        (("--no-calibration", "--write-imatrix", "x"), "--write-imatrix: needs a calibration"),
+        (("--no-calibration", "--target-bpw", "2"), "the smallest types need"),
         (("-k", "9"), "k: 9 clusters; choose 1 to 8"),
         (("--threads", "0"), "--threads: 0 is less than one"),
-        (("--type", "Q4_0"), "--type: belongs to the stock layout"),
+        (("--recipe", "paper", "--type", "Q4_0"), "--type: belongs to the split and stock layouts"),
+        (("--type", "Q4_0"), "the split layout has more than one"),
         (
             ("--recipe", "stock", "--calibration-text", "/no/such"),
             "--calibration-text: no such file: /no/such",
@@ -131,7 +159,7 @@ def test_bad_input_is_one_line_and_exit_code_2(stories15m: Path, tmp_path: Path,
     damage(model)
     folder = tmp_path / "out"
     folder.mkdir()
-    done = convert(model, folder / "out.gguf")
+    done = convert(model, folder / "out.gguf", "--recipe", "paper")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -142,7 +170,7 @@ def test_bad_input_is_one_line_and_exit_code_2(stories15m: Path, tmp_path: Path,
 def test_existing_output_needs_force(stories15m: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     out.write_bytes(b"mine")
-    done = convert(stories15m, out)
+    done = convert(stories15m, out, "--recipe", "plain")
     assert (done.returncode, out.read_bytes()) == (2, b"mine")
     assert "--force" in done.stderr
-    assert convert(stories15m, out, "--force").returncode == 0
+    assert convert(stories15m, out, "--recipe", "plain", "--force").returncode == 0
