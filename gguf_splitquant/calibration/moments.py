@@ -26,6 +26,7 @@ F64 = NDArray[np.float64]
 _INDEX = "index.json"
 _SENSITIVITY = "sensitivity.json"
 _FORMAT = 1
+_ROWS = 256
 
 
 class MomentWriter:
@@ -37,6 +38,7 @@ class MomentWriter:
         self._sums: dict[str, Any] = {}
         self._tokens: dict[str, int] = {}
         self._energy: dict[str, F64] = {}
+        self._pending: dict[str, list[F32]] = {}
 
     def __call__(self, name: str, inputs: F32) -> None:
         """Add the input of ``name``, float32 (tokens, channels). Raises EngineError on NaN or infinity."""
@@ -44,6 +46,13 @@ class MomentWriter:
             raise EngineError(
                 name, "its input overflows on the calibration text", "calibrate with other text"
             )
+        # Few rows at a time cost a pass over the whole matrix each: they wait until there are enough
+        waiting = self._pending.setdefault(name, [])
+        waiting.append(inputs.copy())
+        if sum(map(len, waiting)) >= _ROWS:
+            self._add(name, np.concatenate(self._pending.pop(name)))
+
+    def _add(self, name: str, inputs: F32) -> None:
         channels = inputs.shape[1]
         if name not in self._sums:
             path = self.folder / f"{len(self._sums):05d}.npy"
@@ -58,6 +67,9 @@ class MomentWriter:
 
     def finish(self, sharing: Mapping[str, str], about: Mapping[str, Any]) -> Moments:
         """Divide by the tokens, write the index, open the result."""
+        for name, waiting in self._pending.items():
+            self._add(name, np.concatenate(waiting))
+        self._pending.clear()
         files: dict[str, str] = {}
         for i, (name, total) in enumerate(self._sums.items()):
             total /= np.float32(self._tokens[name])

@@ -78,6 +78,7 @@ class ObservedEngine(Engine):
         self.sharing: dict[str, str] = {}
         self._sink = sink
         self._failure: BaseException | None = None
+        self._wants_logits = False
         self._reported: dict[int, str] = {}
         self._callback: Any = None
         super().__init__(path, options)
@@ -108,6 +109,22 @@ class ObservedEngine(Engine):
         )
         return not int(lib.llama_vocab_get_attr(self._vocab, token)) & other
 
+    def decode(
+        self, tokens: ArrayLike, positions: ArrayLike, sequences: ArrayLike, outputs: ArrayLike
+    ) -> NDArray[np.float32]:
+        """See :meth:`Engine.decode`; the sink is shown the inputs of all layers on the way.
+
+        Raises:
+            EngineError: llama.cpp refused the batch; whatever the sink raised is raised again.
+        """
+        self._reported.clear()
+        self._wants_logits = True
+        try:
+            return super().decode(tokens, positions, sequences, outputs)
+        finally:
+            self._wants_logits = False
+            self._raise_failure()
+
     def observe(self, tokens: ArrayLike, positions: ArrayLike, sequences: ArrayLike) -> None:
         """Run one batch through the model for the sink's sake; no logits are computed.
 
@@ -118,11 +135,14 @@ class ObservedEngine(Engine):
         # All positions count as outputs: for others llama.cpp skips the end of the last layer
         self._batch.fill(tokens, positions, sequences, True)
         status = self._lib.llama_decode(self._context, self._batch.struct)
+        self._raise_failure()
+        if status != 0:
+            raise EngineError(self.path, f"llama.cpp cannot run the calibration text ({status})")
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        if status != 0:
-            raise EngineError(self.path, f"llama.cpp cannot run the calibration text ({status})")
 
     def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
         # An exception must not cross the C frames between here and the caller
@@ -132,7 +152,8 @@ class ObservedEngine(Engine):
                 if not ask and self._sink is not None:
                     self.sharing[HEAD] = HEAD
                     self._sink(HEAD, rows_of(node))
-                return ask  # after this node False ends the computation: the head itself is not needed
+                # after this node False ends the computation: the head itself is seldom needed
+                return ask or self._wants_logits
             if ask:
                 return self._wants(node)
             self._report(node)

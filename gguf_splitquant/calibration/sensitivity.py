@@ -94,9 +94,6 @@ class _ProbedEngine(ObservedEngine):
         self.clear()
         sequences, positions = np.divmod(np.arange(tokens.size), tokens.shape[1])
         logits = self.decode(tokens.reshape(-1), positions, sequences, True)
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
         shaped: F32 = logits.reshape(*tokens.shape, -1)
         return shaped
 

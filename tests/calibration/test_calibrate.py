@@ -17,6 +17,7 @@ from gguf_splitquant.calibration.calibrate import (
     gather,
     own_text,
     user_text,
+    write_and_gather,
 )
 from gguf_splitquant.calibration.moments import Moments, MomentWriter, TokenWeighting
 from gguf_splitquant.calibration.observer import HEAD, ObservedEngine
@@ -104,6 +105,22 @@ def test_every_linear_layer_is_seen_and_shared_inputs_are_gathered_once(
     assert set(moments.tokens.values()) == {160}
     with pytest.raises(SplitQuantError, match="did not see"):
         moments.matrix("blk.99.attn_q.weight")
+
+
+def test_writing_and_gathering_at_once_is_gathering_from_what_was_written(
+    model: Path, text: NDArray[np.int32], tmp_path: Path
+) -> None:
+    how = Calibration(own=HOW)
+    (tmp_path / "once").mkdir()
+    (tmp_path / "twice").mkdir()
+    tokens, once = write_and_gather(model, tmp_path / "once", how, {})
+    np.testing.assert_array_equal(tokens, text)
+    twice = gather(model, np.ascontiguousarray(text[:, :-1]), tmp_path / "twice", TokenWeighting(), {})
+    assert once.sharing == twice.sharing and once.tokens == twice.tokens
+    for name in twice.files:
+        expected = twice.matrix(name)
+        np.testing.assert_allclose(once.matrix(name), expected, atol=0.02 * np.diagonal(expected).max())
+        np.testing.assert_allclose(np.trace(once.matrix(name)), np.trace(expected), rtol=0.01)
 
 
 def test_a_calibrated_checkpoint_needs_no_model(model: Path, tmp_path: Path) -> None:

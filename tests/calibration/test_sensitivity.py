@@ -1,0 +1,65 @@
+"""Sensitivities on stories15M: small errors that matter, and the divergence they predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gguf_splitquant.calibration.calibrate import own_text
+from gguf_splitquant.calibration.own_text import OwnText
+from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
+from tests.gguf_files import FLOAT, convert_once
+
+NAMES = ["blk.0.attn_v.weight", "blk.0.ffn_down.weight", "blk.3.attn_v.weight", "blk.5.attn_v.weight"]
+PROBING = Probing(texts=2, length=48, layers=6)
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def model(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_once(stories15m, tmp_path_factory.mktemp("model"), FLOAT, "float")
+
+
+@pytest.fixture(scope="module")
+def text(model: Path) -> NDArray[np.int32]:
+    return own_text(model, OwnText(2, 48))
+
+
+def salience(name: str) -> NDArray[np.float32]:
+    return np.ones(768 if "ffn_down" in name else 288, np.float32)
+
+
+def measure(
+    model: Path, text: NDArray[np.int32], names: list[str], how: Probing = PROBING
+) -> dict[str, float]:
+    return measure_sensitivity(model, text, row_scales(model, names), salience, how)
+
+
+def test_the_divergence_grows_as_the_square_of_the_errors(model: Path, text: NDArray[np.int32]) -> None:
+    # so the quotient is a property of the layer, not of the size of the errors
+    small, large = (measure(model, text, NAMES, Probing(2, 48, strength=s, layers=6)) for s in (0.1, 0.2))
+    for name in NAMES:
+        assert 0.5 < small[name] / large[name] < 2
+        assert small[name] > 0
+
+
+def test_layers_in_between_are_interpolated(model: Path, text: NDArray[np.int32]) -> None:
+    names = [n for n in NAMES if "attn_v" in n]
+    found = measure(model, text, names, Probing(2, 48, layers=2))
+    first, middle, last = (found[n] for n in names)
+    assert np.log(middle) == pytest.approx(np.log(first) + 3 / 5 * (np.log(last) - np.log(first)))
+
+
+def test_the_same_seed_gives_the_same_figures(model: Path, text: NDArray[np.int32]) -> None:
+    assert measure(model, text, NAMES[:2]) == measure(model, text, NAMES[:2])
+
+
+def test_row_scales_are_root_mean_squares(model: Path) -> None:
+    scales = row_scales(model, {"blk.0.ffn_down.weight", "blk.0.attn_norm.weight", "no such"})
+    assert list(scales) == ["blk.0.ffn_down.weight"]
+    assert scales["blk.0.ffn_down.weight"].shape == (288,)
+    assert (scales["blk.0.ffn_down.weight"] > 0).all()
