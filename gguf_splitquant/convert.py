@@ -38,6 +38,9 @@ from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
 
 
+_EMBEDDING_ROWS = 8192
+
+
 @dataclass(frozen=True)
 class ConversionReport:
     """What was written.
@@ -205,11 +208,17 @@ class _Conversion:
             error = power = 0.0
             experts = len(plan.source.shape) > 2
             step = 1 if experts else plan.source.shape[0]
+            if plan.role is Role.EMBEDDING:
+                step = _EMBEDDING_ROWS  # the largest tensor by far
             for first in range(0, plan.source.shape[0], step):
-                raw = plan.source.read_rows(first, first + step)
+                raw = plan.source.read_rows(first, min(first + step, plan.source.shape[0]))
                 check_finite(plan.source, first, raw)
                 weight = to_float32(raw, plan.source.dtype).reshape(-1, raw.shape[-1])
-                packed, lost = refiner.refine(name, weight, pieces, order)
+                if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
+                    # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
+                    packed, lost = _rounded(weight, pieces[0][0])
+                else:
+                    packed, lost = refiner.refine(name, weight, pieces, order)
                 self._write_slab(plan, first, list(packed))
                 error, power = error + lost, power + float(np.vdot(weight, weight))
                 self._advance(plan, raw)
@@ -285,6 +294,15 @@ class _Conversion:
             raise _StoppedError
         with self._lock:
             self._progress.advance(raw.nbytes, plan.source.name)
+
+
+def _rounded(
+    weight: NDArray[np.float32], qtype: GGMLQuantizationType
+) -> tuple[tuple[NDArray[np.uint8], ...], float]:
+    """Quantized as ggml's reference does, and the squared error."""
+    packed: NDArray[np.uint8] = quants.quantize(weight, qtype)
+    difference = weight - quants.dequantize(packed, qtype)
+    return (packed,), float(np.vdot(difference, difference))
 
 
 def _as_float(values: NDArray[np.float32], qtype: GGMLQuantizationType) -> NDArray[Any]:

@@ -34,8 +34,8 @@ from scripts.real_models import smollm2, stories15m
 MODELS = {"smollm2": smollm2, "stories15m": stories15m}
 TITLES = {"smollm2": "SmolLM2-135M-Instruct, pseudo-float, channels reordered", "stories15m": "stories15M"}
 STOCK_TYPES = (
-    *("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ3_S", "IQ3_M", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1"),
-    *("Q4_K_S", "Q4_K_M", "Q5_0", "Q5_1", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0"),
+    *("Q2_K", "Q3_K_S", "Q3_K_M", "IQ3_S", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K_S"),
+    *("Q4_K_M", "Q5_0", "Q5_1", "Q5_K_M", "Q6_K", "Q8_0"),
 )
 PLAIN_TYPES = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q5_1", "Q6_K")
 """Also made without an importance matrix."""

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=Path, metavar="FILE", help="UTF-8 text for kld, ppl (default: built-in)"
     )
     parser.add_argument("--limit-tokens", type=int, metavar="N", help="read only N tokens of the text")
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="arc: questions of your own, .jsonl or .parquet"
+    )
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="examples before an ARC question")
     parser.add_argument("--limit-questions", type=int, metavar="N", help="only N questions of each ARC set")
     parser.add_argument(
@@ -85,6 +88,7 @@ def _options(args: argparse.Namespace) -> EvaluationOptions:
         engine=engine,
         shots=args.shots,
         limit_questions=args.limit_questions,
+        questions=args.data,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..runtime.engine import EngineOptions
-from .arc import arc
+from .arc import arc, arc_from_file
 from .base import Evaluation
 from .kld import KLDivergence
 from .perplexity import Perplexity
@@ -25,6 +25,7 @@ class EvaluationOptions:
         engine: for ARC.
         shots: examples in front of an ARC question.
         limit_questions: only the first so many questions of each ARC set.
+        questions: a file of questions instead of the ARC sets.
         cache: folder for what is fetched or kept for later runs; None is the user cache.
     """
 
@@ -33,10 +34,17 @@ class EvaluationOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
     shots: int = 0
     limit_questions: int | None = None
+    questions: Path | None = None
     cache: Path | None = None
 
 
 def _arc(options: EvaluationOptions) -> list[Evaluation]:
+    if options.questions is not None:
+        return [
+            arc_from_file(
+                options.questions, shots=options.shots, limit=options.limit_questions, engine=options.engine
+            )
+        ]
     return [
         arc(
             name,

@@ -81,8 +81,8 @@ def weight_curves(
         CheckpointError: NaN or Inf in a weight.
         SplitQuantError: statistics that do not fit.
     """
-    # The compiled part of error feedback is not needed, its linear algebra is
-    from ..refining.metric import conditional_variances
+    # imported late: scipy takes its time, and the value split plans without it
+    from ..refining.metric import blas_threads, conditional_variances
 
     known: dict[str, tuple[I64, F64]] = {}
     curves = []
@@ -99,7 +99,8 @@ def weight_curves(
             moments = statistics.matrix(tensor.name)
             salience = moments if moments.ndim == 1 else np.diagonal(moments)
             order = np.argsort(-np.asarray(salience), kind="stable")
-            variances = conditional_variances(moments, order, damping)
+            with blas_threads(1):  # sums, and so decisions, must not depend on the number of threads
+                variances = conditional_variances(moments, order, damping)
             known = {source: (order, variances)}  # weights of one input come one after the other
         density = variances * _column_power(tensor)[order]
         curves.append((tensor, source, order, density))

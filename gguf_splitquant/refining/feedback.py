@@ -11,23 +11,21 @@ feedback runs across all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from ..errors import RecipeError
 from ..runtime.threads import default_threads
 from .blocks import block_type
 from .chunk import Chunk
 from .kernels import LANES
-from .metric import Cluster, Metric, prepare
+from .metric import Cluster, Metric, blas_threads, prepare
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -116,7 +114,7 @@ class Refiner:
             Cluster(c.channels, kind.sub, kind.block) for c, kind in zip(clusters, self.types, strict=True)
         ]
         # OpenBLAS' sums depend on its thread count; with one, the bytes do not depend on ``threads``
-        with _blas_threads(1):
+        with blas_threads(1):
             self.metric: Metric = prepare(moments, groups, damping)
 
     def refine(self, weight: F32) -> Refined:
@@ -136,11 +134,5 @@ class Refiner:
             return chunk.error
 
         # Each thread does whole chunks with single-threaded BLAS: no barriers, and numba needs no pool
-        with _blas_threads(1), ThreadPoolExecutor(self.threads) as pool:
+        with blas_threads(1), ThreadPoolExecutor(self.threads) as pool:
             return Refined(packed, sum(pool.map(work, starts)))
-
-
-@contextmanager
-def _blas_threads(count: int) -> Iterator[None]:
-    with threadpool_limits(limits=count, user_api="blas"):
-        yield

@@ -19,12 +19,14 @@ So both sweeps are the same loop with another coupling matrix and another factor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import spotrf  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from ..errors import SplitQuantError
 
@@ -93,6 +95,13 @@ class Metric:
     places: tuple[NDArray[np.int64], ...]
     first: Sweep
     later: Sweep | None
+
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Linear algebra with so many threads."""
+    with threadpool_limits(limits=count, user_api="blas"):
+        yield
 
 
 def visiting_order(salience: NDArray[Any], sub: int, block: int) -> NDArray[np.int64]:
