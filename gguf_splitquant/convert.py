@@ -37,7 +37,6 @@ from .sources.model import SourceModel, to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
 
-
 _EMBEDDING_ROWS = 8192
 
 
