@@ -74,13 +74,13 @@ def measure(command: list[str], log: Path) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
-def write_checkpoint(folder: Path) -> None:
+def write_checkpoint(folder: Path, layers: int = 16) -> None:
     """A BF16 checkpoint of normally distributed weights, written tensor by tensor."""
-    config = LLAMA_3_2_1B
+    config = {**LLAMA_3_2_1B, "num_hidden_layers": layers}
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     kv = config["num_key_value_heads"] * config["head_dim"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
-    for i in range(config["num_hidden_layers"]):
+    for i in range(layers):
         layer = f"model.layers.{i}"
         shapes |= {
             f"{layer}.input_layernorm.weight": (hidden,),

@@ -39,8 +39,8 @@ STOCK_TYPES = (
 )
 PLAIN_TYPES = ("Q4_0", "IQ4_NL", "Q4_K_M", "Q5_1", "Q6_K")
 """Also made without an importance matrix."""
-STOCK_TARGETS = (4.5, 4.9, 5.5, 6.5)
-SPLIT_TARGETS = (3.5, 4.0, 4.5, 4.9, 5.0, 5.5, 6.5, 7.5, 8.3)
+STOCK_TARGETS = (4.5, 4.9, 6.5)
+SPLIT_TARGETS = (3.5, 4.0, 4.5, 4.9, 5.0, 6.5, 8.3)
 ABLATION = {
     "one type, no statistics": ("--recipe", "stock", "--type", "IQ4_NL", "--no-calibration"),
     "A: importance from own text": ("--recipe", "stock", "--type", "IQ4_NL", "--imatrix", "{own}"),
@@ -78,6 +78,9 @@ def make_files(model: str, folder: Path, imatrix_text: Path) -> list[Row]:
             rows.append(Row(layout, f"{target}", path))
     for number, (name, options) in enumerate(ABLATION.items()):
         path = folder / f"ablation-{number}.gguf"
+        same = folder / f"{options[1]}-{options[-1]}.gguf"
+        if same.exists() and not path.exists():  # the point above under another name
+            path.hardlink_to(same)
         _convert(checkpoint, path, *(o.format(own=own) for o in options))
         rows.append(Row("ablation", name, path))
     tools = build_runtime(BuildSpec(patched=False, tools=True)).build.lib_dir
@@ -203,7 +206,7 @@ if __name__ == "__main__":
         required=True,
         help="UTF-8 text whose last part makes llama-quantize's imatrix",
     )
-    parser.add_argument("--tokens", type=int, default=8192, help="of the text that are read")
+    parser.add_argument("--tokens", type=int, default=4096, help="of the text that are read")
     parser.add_argument("--folder", type=Path, default=Path("frontier"), help="takes the files: 5 GB")
     parser.add_argument("--page", type=Path, default=Path("docs/frontier.md"))
     parser.add_argument("--threads", type=int)
