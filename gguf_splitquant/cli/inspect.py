@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ def describe(contents: Contents) -> dict[str, Any]:
     """Everything that is shown, as JSON."""
     from gguf import Keys
 
+    from ..evaluation.contents import is_order
     from ..evaluation.results import ModelFacts
 
     facts = ModelFacts.of(contents)
@@ -56,13 +58,15 @@ def describe(contents: Contents) -> dict[str, Any]:
         "tensors": [
             {
                 "name": name,
-                "shape": list(group[0].shape),
+                "shape": list(contents.shape_of(group)),
                 "types": [tensor.qtype.name for tensor in group],
+                "channels": [tensor.shape[-1] for tensor in group] if len(group) > 1 else [],
                 "bytes": sum(tensor.nbytes for tensor in group),
-                "bpw": 8 * sum(t.nbytes for t in group) / max(1, group[0].n_params),
+                "bpw": 8 * sum(t.nbytes for t in group) / max(1, math.prod(contents.shape_of(group))),
                 "relative_error": facts.errors.get(name),
             }
             for name, group in contents.layers.items()
+            if not is_order(group[0])
         ],
     }
 
@@ -92,6 +96,13 @@ def render(found: dict[str, Any]) -> str:
         shown = "" if error is None else f"{error:.3g}"
         lines.append(
             f"{tensor['name']:<{width}}  {shape:>16}  {tensor['bpw']:>6.2f}  {shown:>9}  "
-            + " + ".join(tensor["types"])
+            + " + ".join(_pieces(tensor, found["layout"]))
         )
     return "\n".join(lines)
+
+
+def _pieces(tensor: dict[str, Any], layout: str | None) -> list[str]:
+    """Types of the sub-layers, with the channels of each where they share them out."""
+    if layout != "split" or not tensor["channels"]:
+        return list(tensor["types"])
+    return [f"{width} {kind}" for width, kind in zip(tensor["channels"], tensor["types"], strict=True)]

@@ -6,6 +6,7 @@ is one of the float model, however many sub-layers share it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gguf import Keys
+from gguf import GGMLQuantizationType, Keys
 
 from ..gguf_io.header import GGUFHeader, TensorEntry, read_header
-from ..gguf_io.metadata import KEY_PARAMETER_COUNT
+from ..gguf_io.metadata import KEY_LAYOUT, KEY_PARAMETER_COUNT
 
 _EXTRA = re.compile(r"\.split[1-9][0-9]*(?=\.weight$|\.bias$)")
 
@@ -30,9 +31,16 @@ def base_name(name: str) -> str:
     return _EXTRA.sub("", name)
 
 
+def is_order(tensor: TensorEntry) -> bool:
+    """The tensor is a channel order: indices, not weights."""
+    return tensor.name.endswith(".order") and tensor.qtype is GGMLQuantizationType.I32
+
+
 def is_linear(tensor: TensorEntry) -> bool:
     """The tensor is (a sub-layer of) the weight of a linear layer, head included, embedding not."""
     name = base_name(tensor.name)
+    if is_order(tensor):
+        return True  # its bytes belong to the layers that read in this order
     return name == "output.weight" or (
         name.startswith("blk.")
         and name.endswith(".weight")
@@ -77,13 +85,21 @@ class Contents:
             groups.setdefault(base_name(tensor.name), []).append(tensor)
         return groups
 
+    def shape_of(self, group: Sequence[TensorEntry]) -> tuple[int, ...]:
+        """Shape of the weight that sub-layers make up: clusters of channels side by side, or all alike."""
+        first = group[0].shape
+        if self.metadata.get(KEY_LAYOUT) != "split":
+            return first
+        return (*first[:-1], sum(t.shape[-1] for t in group))
+
     @cached_property
     def n_params(self) -> int:
         """Parameters of the float model: as recorded, else counted without sub-layers beyond the first."""
         recorded = self.metadata.get(KEY_PARAMETER_COUNT)
         if isinstance(recorded, int) and recorded > 0:
             return recorded
-        return sum(group[0].n_params for group in self.layers.values())
+        weights = (group for group in self.layers.values() if not is_order(group[0]))
+        return sum(math.prod(self.shape_of(group)) for group in weights)
 
     @cached_property
     def linear_bpw(self) -> float | None:

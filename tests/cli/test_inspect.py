@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from gguf_splitquant.cli import main
 from gguf_splitquant.convert import convert
-from gguf_splitquant.recipe import RECIPES
+from gguf_splitquant.planning.allocate import Piece
+from gguf_splitquant.planning.refined import RefinedPlan, channel_orders, refinable_tensors
+from gguf_splitquant.recipe import RECIPES, Recipe
 from tests.evaluation.test_contents import write
 from tests.sample_models import small_model
+
+SPLIT = Recipe(layout="split", target_bpw=5.5)
 
 
 def test_a_split_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,3 +52,25 @@ def test_any_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["inspect", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "other.gguf: ends inside its header" in error
+
+
+def test_a_channel_split_shows_whole_weights_and_who_holds_which_channels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, path = small_model(), tmp_path / "split.gguf"
+    pieces = {
+        t.name: (Piece(GGMLQuantizationType.Q8_0, 64), Piece(GGMLQuantizationType.Q4_0, t.shape[-1] - 64))
+        for t in refinable_tensors(model, SPLIT)
+    }
+    convert(model, path, SPLIT, refined=RefinedPlan(pieces, channel_orders(pieces, None)))
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    tensors = {tensor["name"]: tensor for tensor in found["tensors"]}
+    assert set(tensors) == {tensor.name for tensor in model.tensors}
+    assert tensors["blk.0.ffn_up.weight"]["shape"] == [96, 256]
+    assert tensors["blk.0.ffn_up.weight"]["bpw"] == pytest.approx((64 * 8.5 + 192 * 4.5) / 256)
+    orders = sum(8 * 4 * 256 for _ in pieces)
+    weights = sum(5.5 * t.n_params for t in refinable_tensors(model, SPLIT))
+    assert found["linear_bpw"] == pytest.approx((weights + orders) / (weights / 5.5))
+    assert main(["inspect", str(path)]) == 0
+    assert "64 Q8_0 + 192 Q4_0" in capsys.readouterr().out
