@@ -61,6 +61,13 @@ class EngineOptions:
     repack: bool = True
     vocabulary_only: bool = False
 
+    def __post_init__(self) -> None:
+        if self.n_sequences > min(self.n_batch, self.n_ubatch):
+            # llama.cpp ends the process otherwise
+            raise EngineError(
+                "engine options", f"{self.n_sequences} sequences in batches of {self.n_batch}", "raise n_batch"
+            )
+
 
 class LogitSlab(NamedTuple):
     """Logits of consecutive positions.

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gguf_splitquant.cli import main
 from gguf_splitquant.errors import EvaluationError
 from gguf_splitquant.evaluation import choice_scoring
 from gguf_splitquant.evaluation.arc import ArcEasy, answer, arc, arc_from_file
@@ -252,3 +253,25 @@ def test_log_sum_exp_is_exact_enough(values: list[float]) -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_log_sum_exp_of_broken_logits_is_nan(bad: float) -> None:
     assert np.isnan(log_sum_exp(np.array([0.0, bad, 1.0], dtype=np.float32)))
+
+
+def test_the_command_asks_questions_of_ones_own(
+    float_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_questions(QUESTIONS, tmp_path / "own.jsonl")
+    command = [
+        "eval",
+        "arc",
+        str(float_gguf),
+        "--data",
+        str(tmp_path / "own.jsonl"),
+        "--threads",
+        "1",
+        "--json",
+    ]
+    assert main([*command, "--shots", "2", "--journals", str(tmp_path)]) == 0
+    evaluations = json.loads(capsys.readouterr().out)["evaluations"]
+    assert list(evaluations) == ["arc_local"]
+    assert evaluations["arc_local"]["models"][0]["figures"]["acc"]["value"] in {n / 4 for n in range(5)}
+    assert main(["eval", "arc", str(float_gguf), "--data", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl: no such file" in capsys.readouterr().err

@@ -202,3 +202,8 @@ def test_a_context_that_llama_cpp_refuses(story_file: Path) -> None:
     # what llama.cpp refuses without taking memory first
     with pytest.raises(EngineError, match=r"cannot make a context of 64 tokens: n_batch and n_ubatch cannot"):
         Engine(story_file, EngineOptions(n_ctx=64, n_batch=0, n_ubatch=0))
+
+
+def test_more_sequences_than_a_batch_holds_are_refused_before_llama_cpp_aborts() -> None:
+    with pytest.raises(EngineError, match="64 sequences in batches of 32"):
+        EngineOptions(n_batch=32, n_ubatch=32, n_sequences=64)
