@@ -62,11 +62,10 @@ class EngineOptions:
     vocabulary_only: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_sequences > min(self.n_batch, self.n_ubatch):
+        if 0 < self.n_batch < self.n_sequences:
             # llama.cpp ends the process otherwise
-            raise EngineError(
-                "engine options", f"{self.n_sequences} sequences in batches of {self.n_batch}", "raise n_batch"
-            )
+            cause = f"{self.n_sequences} sequences in batches of {self.n_batch}"
+            raise EngineError("engine options", cause, "raise n_batch")
 
 
 class LogitSlab(NamedTuple):
