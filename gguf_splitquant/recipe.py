@@ -21,7 +21,10 @@ OutType = Literal["f32", "f16", "bf16", "auto"]
 
 MAX_K = 8
 BITS = (32, 8, 4, 2)
-STOCK_TYPES = (
+GGML_TYPES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
+"""ggml types with codebooks: ggml quantizes, with our importance. On request only; the planner has no use."""
+
+REFINED_TYPES = (
     "Q2_K",
     "Q3_K",
     "IQ4_XS",
@@ -36,6 +39,9 @@ STOCK_TYPES = (
     "Q8_0",
 )
 """ggml types that error feedback writes, smallest first."""
+
+STOCK_TYPES = (*GGML_TYPES, *REFINED_TYPES)
+"""Types of the refined layouts."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from ..errors import RecipeError
 from ..packing.encodings import LinearEncoding, choose_encoding
-from ..recipe import Recipe
+from ..recipe import GGML_TYPES, Recipe
 from ..sources.model import FloatType, SourceModel, SourceTensor
 from .rates import narrow_type
 from .refined import ChannelOrder, RefinedPlan, one_type
@@ -28,6 +28,7 @@ _FLOAT_QTYPES = {
 }
 
 _FILE_TYPES = {
+    **{GGMLQuantizationType[name]: LlamaFileType[f"MOSTLY_{name}"] for name in GGML_TYPES},
     GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
     GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
     GGMLQuantizationType.BF16: LlamaFileType.MOSTLY_BF16,

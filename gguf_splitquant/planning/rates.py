@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from ..recipe import GGML_TYPES
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -57,6 +59,7 @@ RATES: tuple[Rate, ...] = tuple(_rate(qtype, loss) for qtype, loss in _LOSSES.it
 
 # What a row that is not whole super-blocks of 256 gets instead: tensor_type_fallback in llama-quant.cpp
 _NARROW_TYPES = {
+    **dict.fromkeys((GGMLQuantizationType[name] for name in GGML_TYPES), GGMLQuantizationType.IQ4_NL),
     GGMLQuantizationType.Q2_K: GGMLQuantizationType.IQ4_NL,
     GGMLQuantizationType.Q3_K: GGMLQuantizationType.IQ4_NL,
     GGMLQuantizationType.IQ4_XS: GGMLQuantizationType.IQ4_NL,

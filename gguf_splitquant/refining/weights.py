@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..planning.curves import InputStatistics
-from .feedback import Refiner, TypedCluster
+from .blocks import refinable
+from .feedback import DAMPING, Refiner, TypedCluster
+from .ggml import quantize_with_ggml
+from .metric import typical_salience
 
 
 class WeightRefiner:
@@ -59,22 +62,40 @@ class WeightRefiner:
         clusters = [
             TypedCluster(qtype, order[edges[i] : edges[i + 1]]) for i, (qtype, _) in enumerate(pieces)
         ]
-        packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
+        packed: tuple[NDArray[np.uint8], ...]
+        if all(qtype in refinable() for qtype, _ in pieces):
+            packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
+        else:
+            packed = self._with_ggml(name, weight, clusters)
         error = 0.0
         for cluster, part in zip(clusters, packed, strict=True):
             difference = weight[:, cluster.channels] - quants.dequantize(part, cluster.qtype)
             error += float(np.vdot(difference, difference))
         return packed, error
 
+    def _with_ggml(
+        self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster]
+    ) -> tuple[NDArray[np.uint8], ...]:
+        salience = self._moments(name, weight.shape[1])
+        salience = np.asarray(salience if salience.ndim == 1 else np.diagonal(salience), np.float32)
+        importance = salience + np.float32(DAMPING * typical_salience(salience))
+        return tuple(
+            quantize_with_ggml(weight[:, c.channels], c.qtype, importance[c.channels], self._threads)
+            for c in clusters
+        )
+
+    def _moments(self, name: str, columns: int) -> NDArray[Any]:
+        if self._statistics is None or self._statistics.input_of(name) is None:
+            return np.ones(columns, np.float32)
+        moments = self._statistics.matrix(name)
+        if moments.shape[0] != columns:
+            raise RecipeError(name, f"has {columns} input channels, its statistics {moments.shape[0]}")
+        return moments
+
     def _refiner_for(self, name: str, clusters: list[TypedCluster], columns: int) -> Refiner:
         source = self._statistics.input_of(name) if self._statistics else None
         key = (source, columns, [(c.qtype, c.channels.tobytes()) for c in clusters])
         if self._refiner is None or key != self._key:
-            moments: NDArray[Any] = np.ones(columns, np.float32)
-            if self._statistics is not None and source is not None:
-                moments = self._statistics.matrix(name)
-            if moments.shape[0] != columns:
-                raise RecipeError(name, f"has {columns} input channels, its statistics {moments.shape[0]}")
-            self._refiner = Refiner(moments, clusters, threads=self._threads)
+            self._refiner = Refiner(self._moments(name, columns), clusters, threads=self._threads)
             self._key = key
         return self._refiner
