@@ -27,8 +27,8 @@ def calibrate_model(
     """Statistics of every linear layer's input, from the cache where they are known.
 
     Args:
-        model: the checkpoint.
-        folder: takes the float file while the model runs: as large as the checkpoint in 16 bit.
+        model: the checkpoint; a 16-bit GGUF file is run as it is.
+        folder: takes the float file of any other while the model runs: as large as the checkpoint in 16 bit.
         how: the text: by default the model's own.
         threads: None is all cores.
         cache: folder for results; None: in the user's cache folder.
@@ -39,6 +39,10 @@ def calibrate_model(
         EngineError: the runtime is missing, or the model does not run.
         CheckpointError: NaN or Inf in a weight.
     """
+    if model.float_file is not None:
+        return calibrate(
+            model.float_file, _sha256(model.float_file), how, n_threads=threads, progress=progress
+        )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as work:
         path = Path(work) / "float.gguf"
         try:

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,18 +25,32 @@ __all__ = ["add_arguments", "run"]
 
 def run(args: argparse.Namespace) -> int:
     """Convert, or print the plan."""
-    from ..convert import convert, plan_file
     from ..gguf_io.writer import check_target
+    from ..sources.official import official_float_file
+
+    recipe = recipe_from(args)
+    if not args.dry_run:
+        # before the tokenizer takes its seconds
+        check_target(args.out, 0, force=args.force)
+    with ExitStack() as files:
+        source = args.model
+        if args.official_converter:
+            source = files.enter_context(
+                official_float_file(args.official_converter, args.model, args.out.parent)
+            )
+        return _convert(args, recipe, source)
+
+
+def _convert(args: argparse.Namespace, recipe: Recipe, source: Path) -> int:
+    from ..convert import convert, plan_file
     from ..planning.refined import read_plan
     from ..sources import open_model
     from .progress_bar import ProgressBar
 
-    recipe = recipe_from(args)
     started = time.monotonic()
-    if not args.dry_run:
-        # before the tokenizer takes its seconds
-        check_target(args.out, 0, force=args.force)
-    model = open_model(args.model, pre_tokenizer=args.pre)
+    model = open_model(source, pre_tokenizer=args.pre, allow_requantize=args.allow_requantize)
+    for note in model.notes:
+        print(f"warning: {note}", file=sys.stderr)
     progress = ProgressBar()
     statistics = _statistics(model, recipe, args, progress) if recipe.refined else None
     refined = read_plan(args.use_plan, model, recipe, statistics) if args.use_plan else None

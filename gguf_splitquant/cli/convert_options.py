@@ -17,7 +17,9 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", re.IGNORECASE)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face checkpoint directory")
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help="Hugging Face checkpoint folder, or a GGUF file"
+    )
     parser.add_argument("out", type=Path, metavar="OUT.gguf", help="file to write")
     parser.add_argument(
         "--recipe",
@@ -28,6 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layout", choices=get_args(Layout), help="as --recipe; float: copy the weights in --outtype"
+    )
+    source = parser.add_argument_group("source")
+    source.add_argument(
+        "--official-converter",
+        type=Path,
+        metavar="PATH",
+        help="llama.cpp checkout whose convert_hf_to_gguf.py reads the checkpoint, for families unknown here",
+    )
+    source.add_argument(
+        "--allow-requantize", action="store_true", help="take a GGUF file that is quantized already"
+    )
+    source.add_argument(
+        "--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognized"
     )
     size = parser.add_argument_group("size (split, stock)")
     size.add_argument(
@@ -77,9 +92,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-split-head", action="store_true", help="keep an untied output head whole, in --outtype"
-    )
-    parser.add_argument(
-        "--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognized"
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="tensors in work at a time (default: all cores)"

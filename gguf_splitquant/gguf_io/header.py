@@ -7,7 +7,9 @@ the vocabulary, and believes nothing: every length is checked against the file.
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,13 @@ _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 """``GGML_MAX_DIMS`` (ggml.h)."""
 
-_SCALARS: dict[GGUFValueType, str] = {
+_SPLIT_NO = Keys.Split.LLM_KV_SPLIT_NO
+_SPLIT_COUNT = Keys.Split.LLM_KV_SPLIT_COUNT
+_SPLIT_TENSORS = Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT
+_SHARD_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_MAX_SHARDS = 65535
+
+SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.UINT8: "<B",
     GGUFValueType.INT8: "<b",
     GGUFValueType.UINT16: "<H",
@@ -49,6 +57,7 @@ class TensorEntry:
         qtype: ggml type.
         offset: absolute position of its data.
         nbytes: size of its data.
+        file: where that is: the file itself, or one of its shards.
     """
 
     name: str
@@ -56,6 +65,7 @@ class TensorEntry:
     qtype: GGMLQuantizationType
     offset: int
     nbytes: int
+    file: Path
 
     @property
     def n_params(self) -> int:
@@ -75,34 +85,91 @@ class GGUFHeader:
     """What a file says about itself.
 
     Attributes:
-        path: the file.
+        path: the file; of a model in shards, the first.
         metadata: key to value: numbers, strings, numpy arrays of numbers, lists of strings, and
             :class:`LongArray` for the tokenizer's.
-        tensors: in file order.
-        file_bytes: size of the file.
+        tensors: in file order, shard by shard.
+        file_bytes: size of the file, or of all shards.
+        shards: all files of the model.
     """
 
     path: Path
     metadata: Mapping[str, Any]
     tensors: Sequence[TensorEntry]
     file_bytes: int
+    shards: tuple[Path, ...]
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Read the header of a GGUF file of version 2 or 3.
+    """Read the header of a GGUF file of version 2 or 3, and of a model in shards the headers of all.
+
+    Args:
+        path: the file; of a model in shards, the first.
 
     Raises:
-        GGUFError: the file cannot be read, is not GGUF, is damaged or truncated, or is one shard of several.
+        GGUFError: a file cannot be read, is not GGUF, is damaged or truncated, or a shard is missing.
     """
+    first = _read_one(path)
+    count = _shard_count(first)
+    if count == 1:
+        return first
+    headers = [first, *(_read_one(shard) for shard in _other_shards(first, count))]
+    for number, header in enumerate(headers):
+        said = (header.metadata.get(_SPLIT_NO), header.metadata.get(_SPLIT_COUNT))
+        if said != (number, count):
+            cause = f"says that it is shard {said[0]} of {said[1]} (from 0), and is named {number} of {count}"
+            raise GGUFError(header.path, cause, "download all shards again")
+    tensors = tuple(tensor for header in headers for tensor in header.tensors)
+    total = first.metadata.get(_SPLIT_TENSORS, len(tensors))
+    if total != len(tensors) or len({tensor.name for tensor in tensors}) != len(tensors):
+        cause = f"its {count} shards hold {len(tensors)} tensors that are not the {total} that it announces"
+        raise GGUFError(path, cause, "download all shards again")
+    size = sum(header.file_bytes for header in headers)
+    return GGUFHeader(path, first.metadata, tensors, size, tuple(header.path for header in headers))
+
+
+def shard_path(prefix: Path, number: int, count: int) -> Path:
+    """The name of shard ``number`` (from 0), as ``llama_split_path`` in llama.cpp has it."""
+    return prefix.with_name(f"{prefix.name}-{number + 1:05d}-of-{count:05d}.gguf")
+
+
+def _shard_count(header: GGUFHeader) -> int:
+    count = header.metadata.get(_SPLIT_COUNT, 1)
+    if not isinstance(count, int) or count > _MAX_SHARDS:
+        raise GGUFError(header.path, f"{_SPLIT_COUNT} is {str(count)[:60]}", "download the file again")
+    return max(1, count)
+
+
+def _other_shards(first: GGUFHeader, count: int) -> list[Path]:
+    """The paths behind the first shard's. Raises GGUFError unless that is what ``first`` is."""
+    path = first.path
+    prefix = _SHARD_NAME.sub("", path.name).removesuffix(".gguf")
+    paths = [shard_path(path.with_name(prefix), number, count) for number in range(count)]
+    if path != paths[0]:
+        number = first.metadata.get(_SPLIT_NO)
+        raise GGUFError(
+            path,
+            f"is one of {count} shards"
+            + (f", and its name is not that of the first, {paths[0].name}" if number == 0 else ""),
+            f"give the first, {paths[0].name}" if number else "give the shards the names that they had",
+        )
+    missing = [shard.name for shard in paths if not shard.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise GGUFError(path, f"its shard {missing[0]}{more} is missing", "download it into the same folder")
+    return paths[1:]
+
+
+def _read_one(path: Path) -> GGUFHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Walker(path, data).header()
+            return HeaderWalker(path, data).header()
     except (OSError, ValueError) as error:
         # mmap of an empty file is a ValueError
         raise GGUFError(path, f"cannot be read: {error}", "give the path of a GGUF file") from error
 
 
-class _Walker:
+class HeaderWalker:
     """A position in the header that only moves forward, within the file."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
@@ -110,33 +177,32 @@ class _Walker:
         self._data = data
         self._at = 0
 
-    def header(self) -> GGUFHeader:
+    def begin(self) -> tuple[int, int]:
+        """Step over the first fields: the numbers of tensors and of key-value pairs."""
         if self._data[:4] != _MAGIC:
             raise self._damaged(f"is not GGUF: it begins with {self._data[:4]!r}")
         self._at = 4
         version = self._number("<I")
         if version not in _VERSIONS:
             raise self._damaged(f"has version {version}, and only 2 and 3 (little-endian) are known")
-        n_tensors, n_pairs = self._number("<Q"), self._number("<Q")
+        return self._number("<Q"), self._number("<Q")
+
+    def header(self) -> GGUFHeader:
+        """All of it."""
+        n_tensors, n_pairs = self.begin()
         metadata: dict[str, Any] = {}
         for _ in range(n_pairs):
             key = self._string()
             metadata[key] = self._value(key, self._type())
-        if int(metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0)) > 1:
-            raise GGUFError(
-                self._path,
-                f"is one of {metadata[Keys.Split.LLM_KV_SPLIT_COUNT]} shards",
-                "merge them with llama.cpp's `llama-gguf-split --merge`",
-            )
         entries = [self._tensor_info() for _ in range(n_tensors)]
-        alignment = int(metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT))
-        if alignment <= 0:
-            raise self._damaged(f"has an alignment of {alignment}")
+        alignment = metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0:
+            raise self._damaged(f"has an alignment of {str(alignment)[:60]}")
         data_start = -(-self._at // alignment) * alignment
         tensors = tuple(self._placed(entry, data_start) for entry in entries)
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise self._damaged("has two tensors of the same name")
-        return GGUFHeader(self._path, metadata, tensors, len(self._data))
+        return GGUFHeader(self._path, metadata, tensors, len(self._data), (self._path,))
 
     def _tensor_info(self) -> TensorEntry:
         name = self._string()
@@ -156,7 +222,7 @@ class _Walker:
         count = 1
         for n in shape:
             count *= n
-        return TensorEntry(name, shape, qtype, offset, count // block * block_bytes)
+        return TensorEntry(name, shape, qtype, offset, count // block * block_bytes, self._path)
 
     def _placed(self, entry: TensorEntry, data_start: int) -> TensorEntry:
         start = data_start + entry.offset
@@ -164,14 +230,14 @@ class _Walker:
             raise self._damaged(
                 f"is truncated: tensor {entry.name} ends at byte {start + entry.nbytes} of {len(self._data)}"
             )
-        return TensorEntry(entry.name, entry.shape, entry.qtype, start, entry.nbytes)
+        return dataclasses.replace(entry, offset=start)
 
     def _value(self, key: str, kind: GGUFValueType) -> Any:
         if kind is GGUFValueType.STRING:
             return self._string()
         if kind is GGUFValueType.ARRAY:
             return self._array(key)
-        return self._number(_SCALARS[kind])
+        return self._number(SCALARS[kind])
 
     def _array(self, key: str) -> Any:
         kind, length = self._type(), self._number("<Q")
@@ -184,7 +250,7 @@ class _Walker:
                     self._take(self._number("<Q"))
                 return LongArray(length)
             return [self._string() for _ in range(length)]
-        dtype = np.dtype(_SCALARS[kind])
+        dtype = np.dtype(SCALARS[kind])
         raw = self._take(length * dtype.itemsize)
         return LongArray(length) if skipped else np.frombuffer(raw, dtype=dtype)
 

@@ -200,6 +200,8 @@ def _plan_tensor(
             planned, note = _plan_split(tensor, role, recipe)
         if planned is not None:
             return planned
+    if tensor.keep_type:
+        float_qtype = _FLOAT_QTYPES[tensor.dtype.value.lower()]
     qtype = GGMLQuantizationType.F32 if stored_as_f32(tensor) else float_qtype
     return TensorPlan(tensor, role, (OutputTensor(tensor.name, qtype, tensor.shape),), note=note)
 
@@ -238,6 +240,8 @@ def _plan_refined(
 
 def stored_as_f32(tensor: SourceTensor) -> bool:
     """What every GGUF stores as F32: the rule of ``prepare_tensors`` in llama.cpp's conversion/base.py."""
+    if tensor.keep_type:
+        return tensor.dtype is FloatType.F32
     return (
         len(tensor.shape) < 2
         or tensor.force_f32

@@ -29,6 +29,7 @@ def role_of(tensor: SourceTensor) -> Role:
     if (
         len(tensor.shape) < 2
         or tensor.force_f32
+        or tensor.keep_type
         or not tensor.name.endswith(".weight")
         or "norm" in tensor.name
         or tensor.name.endswith(ALWAYS_F32)

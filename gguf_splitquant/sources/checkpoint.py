@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModelError
 from .config import ModelConfig, read_json
+from .official import official_command
 from .safetensors import SafetensorsFile, StoredTensor
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -85,6 +86,10 @@ def open_checkpoint(folder: Path, supported: Iterable[str]) -> Checkpoint:
 
 def _check_is_folder(folder: Path) -> None:
     if folder.is_dir():
+        files = sorted(folder.glob("*.gguf"))
+        if files and not (folder / "config.json").exists():
+            cause = f"no checkpoint, but GGUF files ({files[0].name}{_and_more(files)})"
+            raise CheckpointError(folder, cause, f"give the file: {files[0]}")
         return
     if not folder.exists():
         raise CheckpointError(
@@ -93,7 +98,9 @@ def _check_is_folder(folder: Path) -> None:
     if any(folder.match(pattern) for pattern in _PICKLE_PATTERNS):
         raise _pickle_error(folder)
     raise CheckpointError(
-        folder, "a file, not a checkpoint", "give the folder that holds config.json and *.safetensors"
+        folder,
+        "neither a GGUF file nor a checkpoint",
+        "give the folder that holds config.json and *.safetensors",
     )
 
 
@@ -111,7 +118,7 @@ def _architecture(config: ModelConfig, supported: Iterable[str]) -> str:
         raise UnsupportedModelError(
             config.path,
             f"architecture {name[:100]} is not supported ({like}supported: {', '.join(supported)})",
-            "convert it with llama.cpp's convert_hf_to_gguf.py",
+            f"let llama.cpp's converter read it: {official_command(config.path.parent)}",
         )
     return name
 

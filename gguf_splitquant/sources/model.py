@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,8 @@ class SourceTensor:
         origin: where it comes from (file and checkpoint name), for error messages.
         force_f32: stored as F32 in every file: llama.cpp needs it so (rope factors, routers, ...),
             whatever the usual rule by rank and name says.
+        keep_type: stored in its own type in every file, and never split: of a GGUF file, what is not known
+            to be a linear layer.
     """
 
     name: str
@@ -75,6 +78,7 @@ class SourceTensor:
     read_rows: Callable[[int, int], NDArray[Any]] = field(repr=False, compare=False)
     origin: str = ""
     force_f32: bool = False
+    keep_type: bool = False
 
     @property
     def n_params(self) -> int:
@@ -96,12 +100,16 @@ class SourceModel:
             ``general.file_type`` and ``general.quantization_version``).
         tensors: in file order.
         tied_head: the output head is the token embedding.
+        notes: what a user should know about it before trusting the result, as sentences.
+        float_file: a 16-bit GGUF file that is this very model, where it was read from one.
     """
 
     architecture: str
     metadata: Mapping[str, GGUFValue]
     tensors: tuple[SourceTensor, ...]
     tied_head: bool
+    notes: tuple[str, ...] = ()
+    float_file: Path | None = None
 
     @property
     def n_params(self) -> int:

@@ -1,8 +1,6 @@
 """Reading safetensors files: what the header says is checked before a byte of it is believed.
 
-The ``safetensors`` package would map the file into memory, and mapped pages count as resident; a checkpoint
-larger than memory would then look (and on some systems behave) as if it were loaded. Here rows are read with
-``pread`` into a buffer of exactly that size, from any number of threads.
+The ``safetensors`` package would map the file into memory; :mod:`.reading` says why that is not done here.
 
 Format: https://github.com/huggingface/safetensors#format. The limits and the demand that tensors fill the
 data section without a gap are those of its Rust crate (``safetensors/src/tensor.rs``).
@@ -11,8 +9,6 @@ data section without a gap are those of its Rust crate (``safetensors/src/tensor
 from __future__ import annotations
 
 import json
-import os
-import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError
 from .model import FloatType
+from .reading import DOWNLOAD_AGAIN, PositionedFile
 
 MAX_HEADER_BYTES = 100_000_000
 """As in the Rust crate: a longer header is refused unread."""
@@ -37,7 +34,6 @@ _DTYPE_BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-_DOWNLOAD_AGAIN = "download the file again"
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class StoredTensor:
         return rows
 
 
-class SafetensorsFile:
+class SafetensorsFile(PositionedFile):
     """A safetensors file with a checked header.
 
     Args:
@@ -100,43 +96,14 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise CheckpointError(path, f"cannot be opened ({error.strerror})", _DOWNLOAD_AGAIN) from error
-        self._close = weakref.finalize(self, os.close, self._descriptor)
-        try:
-            size = os.fstat(self._descriptor).st_size
-            self.tensors: Mapping[str, StoredTensor] = MappingProxyType(self._index(size))
+            self.tensors: Mapping[str, StoredTensor] = MappingProxyType(self._index(self.size))
         except BaseException:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Close the file; its tensors can no longer be read. Twice does no harm."""
-        self._close()
-
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from byte ``offset`` of the file on. Thread-safe.
-
-        Raises:
-            CheckpointError: the file ends early, or reading fails.
-        """
-        if not self._close.alive:
-            raise ValueError(f"{self.path} is closed")
-        while buffer:
-            try:
-                n = os.preadv(self._descriptor, [buffer], offset)
-            except OSError as error:
-                raise CheckpointError(
-                    self.path, f"reading failed ({error.strerror})", _DOWNLOAD_AGAIN
-                ) from error
-            if n == 0:
-                self._refuse(f"ends {len(buffer)} bytes early: it changed while it was read")
-            buffer, offset = buffer[n:], offset + n
-
-    def _refuse(self, cause: str, fix: str = _DOWNLOAD_AGAIN) -> NoReturn:
+    def _refuse(self, cause: str, fix: str = DOWNLOAD_AGAIN) -> NoReturn:
         raise CheckpointError(self.path, cause, fix)
 
     def _index(self, size: int) -> dict[str, StoredTensor]:
@@ -184,9 +151,7 @@ class SafetensorsFile:
         try:
             header = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                self.path, f"header is not valid JSON ({error})", _DOWNLOAD_AGAIN
-            ) from error
+            raise CheckpointError(self.path, f"header is not valid JSON ({error})", DOWNLOAD_AGAIN) from error
         if not isinstance(header, dict):
             self._refuse("header is not a JSON object")
         return header

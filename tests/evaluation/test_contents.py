@@ -104,8 +104,8 @@ def test_base_name(name: str, base: str) -> None:
 
 
 def test_refuses_one_shard_of_several(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", {"x.weight": np.ones(4, np.float32)}, split__count=3)
-    with pytest.raises(GGUFError, match="is one of 3 shards; merge them"):
+    path = write(tmp_path / "m.gguf", {"x.weight": np.ones(4, np.float32)}, split__count=3, split__no=1)
+    with pytest.raises(GGUFError, match=r"is one of 3 shards; give the first, m-00001-of-00003\.gguf"):
         read_header(path)
 
 

@@ -61,8 +61,9 @@ def test_sound_checkpoints_open(tmp_path: Path) -> None:
 def test_not_a_checkpoint_folder(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", CheckpointError, "nowhere: no such folder", "config.json")
     refused(tmp_path, CheckpointError, r"config\.json: not found", "download")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "model.gguf", CheckpointError, "a file, not a checkpoint", "folder")
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    refused(tmp_path / "model.safetensors", CheckpointError, "neither a GGUF file nor a checkpoint", "folder")
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.pth").write_bytes(b"x")
     refused(tmp_path / "model.pth", UnsupportedModelError, "a pickle", "safetensors")
 
@@ -115,7 +116,7 @@ def test_damaged_json(tmp_path: Path, content: bytes, message: str) -> None:
 
 def test_unknown_architecture(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, architectures=["BertModel"])
-    error = refused(tmp_path, UnsupportedModelError, "BertModel is not supported", "convert_hf_to_gguf.py")
+    error = refused(tmp_path, UnsupportedModelError, "BertModel is not supported", "--official-converter")
     assert "(supported: " in error.cause
     for name in ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM"):
         assert name in error.cause
@@ -123,7 +124,7 @@ def test_unknown_architecture(tmp_path: Path) -> None:
 
 def test_unknown_architecture_names_the_closest(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, architectures=["Qwen3NextForCausalLM"])
-    refused(tmp_path, UnsupportedModelError, r"\(closest: Qwen3ForCausalLM, ", "convert_hf_to_gguf.py")
+    refused(tmp_path, UnsupportedModelError, r"\(closest: Qwen3ForCausalLM, ", "--official-converter")
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "LlamaForCausalLM", [3]])

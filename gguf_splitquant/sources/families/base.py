@@ -18,6 +18,7 @@ from ...errors import CheckpointError, UnsupportedModelError
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig
 from ..model import ALWAYS_F32, SourceTensor
+from ..official import official_command
 from ..safetensors import StoredTensor
 from ..slabs import stacked
 
@@ -206,7 +207,7 @@ class Family:
                 f"not a tensor of {self.checkpoint.architecture} with {self.n_layers} layers"
                 + (f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else ""),
                 f"check {self.layers_field} and architectures in config.json, "
-                "or convert with llama.cpp's convert_hf_to_gguf.py",
+                f"or let llama.cpp's converter read it: {official_command(folder)}",
             )
 
     # --- metadata

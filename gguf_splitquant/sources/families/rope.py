@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import UnsupportedModelError
 from ..config import ModelConfig
+from ..official import official_command
 
 DEFAULT_THETA = 10000.0
 KINDS = ("default", "linear", "dynamic", "yarn")
@@ -71,7 +72,7 @@ class Rope:
             raise UnsupportedModelError(
                 config.path,
                 f"rope type {kind[:60]} is not supported (supported: {names})",
-                "convert it with llama.cpp's convert_hf_to_gguf.py",
+                f"let llama.cpp's converter read it: {official_command(config.path.parent)}",
             )
         names_of_part = ("partial_rotary_factor", "rotary_pct")
         source = fields if fields.get(*names_of_part) is not None else config

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from ...errors import TokenizerError
 from ..config import read_json_if_there
+from ..official import official_command
 from .loading import LoadedTokenizer, load_tokenizer
 from .pre_tokenizer import PreTokenizers
 from .special import read_special_tokens
@@ -40,7 +41,7 @@ def add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: 
         raise TokenizerError(
             path,
             f"a {str(kind)[:60]} tokenizer: byte-level BPE and SentencePiece are supported",
-            "convert with llama.cpp's convert_hf_to_gguf.py",
+            f"let llama.cpp's converter read it: {official_command(folder)}",
         )
     known = PreTokenizers.load()
     if pre_tokenizer is not None:
