@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from .calibration.names import HEAD
 from .errors import CheckpointError, RecipeError
-from .gguf_io.layout import FileLayout, build_layout
 from .gguf_io.metadata import file_metadata
-from .gguf_io.writer import PartialFile, check_target
+from .gguf_io.shards import ModelLayout, PartialModel, layout_model
+from .gguf_io.writer import check_target
 from .packing.sublayers import SubLayerPacker
 from .planning.curves import InputStatistics
 from .planning.plan import Plan, TensorPlan, make_plan
@@ -45,14 +45,16 @@ class ConversionReport:
     """What was written.
 
     Attributes:
-        path: the file.
-        total_bytes: its size.
+        path: the file; of several shards the first.
+        paths: all files.
+        total_bytes: their size.
         plan: what became of every tensor.
         relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2).
         refined: types and clusters of the linear layers; None for other layouts.
     """
 
     path: Path
+    paths: tuple[Path, ...]
     total_bytes: int
     plan: Plan
     relative_errors: Mapping[str, float]
@@ -65,8 +67,9 @@ def plan_file(
     *,
     statistics: InputStatistics | None = None,
     refined: RefinedPlan | None = None,
+    max_shard_bytes: int | None = None,
     progress: Progress = SILENT,
-) -> tuple[Plan, FileLayout, RefinedPlan | None]:
+) -> tuple[Plan, ModelLayout, RefinedPlan | None]:
     """The plan and the exact layout of the file that :func:`convert` would write.
 
     Args:
@@ -74,6 +77,7 @@ def plan_file(
         recipe: how.
         statistics: of layer inputs; for a recipe with a target.
         refined: types and clusters, where they are already chosen.
+        max_shard_bytes: size that no file exceeds, unless one tensor alone does; None: one file.
         progress: counts the weights that are read.
 
     Raises:
@@ -87,7 +91,8 @@ def plan_file(
                 budget = _linear_budget(model, recipe)
             chosen = plan_refined(model, recipe, statistics, budget, progress)
         plan = make_plan(model, recipe, chosen)
-        layout = build_layout(model.architecture, file_metadata(model, plan, {}), plan.outputs)
+        metadata = file_metadata(model, plan, {})
+        layout = layout_model(model.architecture, metadata, plan.outputs, max_shard_bytes)
         excess = layout.total_bytes - (recipe.target_size or layout.total_bytes)
         if refined is not None or budget is None or excess <= 0:
             return plan, layout, chosen
@@ -111,6 +116,7 @@ def convert(
     *,
     statistics: InputStatistics | None = None,
     refined: RefinedPlan | None = None,
+    max_shard_bytes: int | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -119,13 +125,14 @@ def convert(
 
     Args:
         model: the source.
-        out: the file to write. It appears only when it is complete.
+        out: the file to write. It appears only when it is complete. Shards put their number into its name.
         recipe: how.
         statistics: of this model's layer inputs (:func:`.calibration.checkpoint.calibrate_model`, or an
             imatrix), for the refined layouts. Without them, and for a weight that they lack, all input
             channels count the same and there is no error feedback.
         refined: types and clusters, where they are already chosen.
-        force: replace ``out`` if it exists.
+        max_shard_bytes: size that no file exceeds, unless one tensor alone does; None: one file.
+        force: replace what exists.
         threads: tensors in work at a time; all cores by default. The file does not depend on it.
         progress: told of every slab, in bytes of the checkpoint.
 
@@ -134,18 +141,21 @@ def convert(
         CheckpointError: NaN, Inf or values beyond f16's range in a weight; a file that ends early.
         RecipeError: the target is too small for this model.
     """
-    check_target(out, 0, force=force)
-    plan, layout, chosen = plan_file(model, recipe, statistics=statistics, refined=refined, progress=progress)
-    with PartialFile(out, layout.total_bytes, force=force) as file:
-        work = _Conversion(plan, layout, file, statistics, model.tied_head, progress)
+    if max_shard_bytes is None:
+        check_target(out, 0, force=force)
+    plan, layout, chosen = plan_file(
+        model,
+        recipe,
+        statistics=statistics,
+        refined=refined,
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
+    )
+    with PartialModel(out, layout, force=force) as file:
+        work = _Conversion(plan, file, statistics, model.tied_head, progress)
         work.run(threads or os.cpu_count() or 1)
-        metadata = file_metadata(model, plan, work.relative_errors)
-        header = build_layout(model.architecture, metadata, plan.outputs).header
-        if len(header) != len(layout.header):
-            raise AssertionError(f"the header grew from {len(layout.header)} to {len(header)} bytes")
-        file.write_at(0, header)
-        file.commit()
-    return ConversionReport(out, layout.total_bytes, plan, work.relative_errors, chosen)
+        file.commit(file_metadata(model, plan, work.relative_errors), model.architecture)
+    return ConversionReport(file.paths[0], file.paths, layout.total_bytes, plan, work.relative_errors, chosen)
 
 
 class _Conversion:
@@ -154,14 +164,12 @@ class _Conversion:
     def __init__(
         self,
         plan: Plan,
-        layout: FileLayout,
-        file: PartialFile,
+        file: PartialModel,
         statistics: InputStatistics | None,
         tied_head: bool,
         progress: Progress,
     ) -> None:
         self._plan = plan
-        self._layout = layout
         self._file = file
         self._statistics = statistics
         self._tied_head = tied_head
@@ -222,8 +230,7 @@ class _Conversion:
                 error, power = error + lost, power + float(np.vdot(weight, weight))
                 self._advance(plan, raw)
             if plan.order is not None and len(plan.outputs) > len(pieces):
-                offset = self._layout.offsets[plan.order.name]
-                self._file.write_at(offset, plan.order.channels.astype("<i4").data)
+                self._file.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
             self._record_error(plan, error / power if power else 0.0)
 
     def _convert_tensor(self, plan: TensorPlan) -> None:
@@ -281,8 +288,7 @@ class _Conversion:
     def _write_slab(self, plan: TensorPlan, first_row: int, slabs: list[NDArray[Any]]) -> None:
         for output, slab in zip(plan.sub_layers, slabs, strict=True):
             row_bytes = output.nbytes // output.shape[0]
-            offset = self._layout.offsets[output.name] + first_row * row_bytes
-            self._file.write_at(offset, np.ascontiguousarray(slab).data)
+            self._file.write(output.name, first_row * row_bytes, np.ascontiguousarray(slab).data)
 
     def _record_error(self, plan: TensorPlan, error: float) -> None:
         with self._lock:

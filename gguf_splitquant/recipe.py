@@ -59,6 +59,7 @@ class Recipe:
         qtype: one ggml type for all linear layers of the stock layout, instead of a target.
         tensor_types: (regular expression, type): weights whose name it finds get this type, first match
             first, whatever the planner would choose.
+        avoid: types that are not written, because what will run the file does not load them.
         embedding: ggml type of the token embedding; empty: ``outtype``.
         calibration: statistics of layer inputs: ``self`` lets the model write its own text, ``text`` and
             ``imatrix`` take a user's, ``none`` takes all input channels for equally important and runs
@@ -79,6 +80,7 @@ class Recipe:
     target_size: int | None = None
     qtype: str = ""
     tensor_types: tuple[tuple[str, str], ...] = ()
+    avoid: tuple[str, ...] = ()
     embedding: str = ""
     calibration: CalibrationSource = "self"
     k: int = 3
@@ -106,6 +108,8 @@ class Recipe:
         for qtype in (self.qtype, self.embedding, *(t for _, t in self.tensor_types)):
             if qtype and qtype not in STOCK_TYPES:
                 raise RecipeError("type", f"{qtype!r} is not one of {', '.join(STOCK_TYPES)}")
+            if qtype in self.avoid:
+                raise RecipeError("type", f"{qtype} is one that is to be avoided", "choose another type")
         for pattern, _ in self.tensor_types:
             try:
                 re.compile(pattern)
@@ -156,6 +160,7 @@ class Recipe:
             raise RecipeError("recipe", "has fields that this version does not know", "use a newer version")
         try:
             fields["tensor_types"] = tuple((str(p), str(t)) for p, t in fields.get("tensor_types", ()))
+            fields["avoid"] = tuple(str(t) for t in fields.get("avoid", ()))
             return cls(**fields)
         except (TypeError, ValueError) as error:
             raise RecipeError("recipe", f"damaged: {error}") from error

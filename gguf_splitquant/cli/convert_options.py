@@ -18,9 +18,16 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", re.IGNORECASE)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="Hugging Face checkpoint folder, or a GGUF file"
+        "model",
+        metavar="MODEL",
+        help="Hugging Face checkpoint folder, a GGUF file, or ORG/NAME on the hub where no such path exists",
     )
-    parser.add_argument("out", type=Path, metavar="OUT.gguf", help="file to write")
+    parser.add_argument(
+        "out",
+        type=Path,
+        metavar="OUT.gguf",
+        help="file to write, or a folder for a file named by its contents",
+    )
     parser.add_argument(
         "--recipe",
         choices=list(RECIPES),
@@ -32,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout", choices=get_args(Layout), help="as --recipe; float: copy the weights in --outtype"
     )
     source = parser.add_argument_group("source")
+    source.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit of a model on the hub (default: main)"
+    )
     source.add_argument(
         "--official-converter",
         type=Path,
@@ -96,7 +106,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="tensors in work at a time (default: all cores)"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it exists")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--max-shard-size", type=_size, metavar="SIZE", help="several files, none larger: 2GB, 500MiB"
+    )
+    output.add_argument(
+        "--ollama",
+        metavar="NAME",
+        help="only what Ollama loads (stock, unless a recipe is given), and a Modelfile beside OUT.gguf",
+    )
+    output.add_argument(
+        "--model-card", type=Path, metavar="FILE.md", help="write a snippet for a model card: recipe, sizes"
+    )
+    output.add_argument(
+        "--results", type=Path, metavar="FILE.json", help="what eval --output wrote, for the model card"
+    )
+    parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -107,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def recipe_from(args: argparse.Namespace) -> Recipe:
     """The named recipe with the options that were given. Raises RecipeError for those that contradict."""
     _check(args)
-    base = RECIPES[args.recipe or _recipe_of(args.layout)]
+    base = RECIPES[_recipe_name(args)]
     given = {
         name: getattr(args, name)
         for name in ("k", "bits", "granularity", "layout", "outtype")
@@ -120,6 +145,8 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     target = [args.target_bpw, args.target_size, args.type]
     if any(t is not None for t in target):
         given |= {"target_bpw": args.target_bpw, "target_size": args.target_size, "qtype": args.type or ""}
+    if args.ollama:
+        given["avoid"] = _refused_by_ollama([args.type, *args.tensor_type, args.embedding_type])
     given["tensor_types"] = tuple(_tensor_type(t) for t in args.tensor_type)
     if args.embedding_type:
         given["embedding"] = "" if args.embedding_type == "float" else args.embedding_type
@@ -132,16 +159,20 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
 _NO_TARGET = {"target_bpw": None, "embedding": ""}
 
 
-def _recipe_of(layout: str | None) -> str:
-    if layout in ("split", "stock"):
-        return layout
-    return "split" if layout is None else "paper"
+def _recipe_name(args: argparse.Namespace) -> str:
+    if args.recipe:
+        return str(args.recipe)
+    if args.layout in ("split", "stock"):
+        return str(args.layout)
+    if args.layout is None:
+        return "stock" if args.ollama else "split"
+    return "paper"
 
 
 def _check(args: argparse.Namespace) -> None:
     if args.threads is not None and args.threads < 1:
         raise RecipeError("--threads", f"{args.threads} is less than one", "choose 1 or more")
-    base = RECIPES[args.recipe or _recipe_of(args.layout)]
+    base = RECIPES[_recipe_name(args)]
     layout = args.layout or base.layout
     refined_only = (
         *("type", "tensor_type", "embedding_type", "target_bpw", "target_size", "plan", "use_plan"),
@@ -154,10 +185,14 @@ def _check(args: argparse.Namespace) -> None:
             belongs = "the value split" if option in value_only else "the split and stock layouts"
             fix = "add --recipe paper" if option in value_only else "add --recipe split or stock"
             raise RecipeError(_flag(option), f"belongs to {belongs}", f"{fix}, or leave it out")
+    if args.results and not args.model_card:
+        raise RecipeError("--results", "belongs to a model card", "add --model-card FILE.md")
+    if args.max_shard_size == 0:
+        raise RecipeError("--max-shard-size", "0 bytes", "choose a size, such as 2GB")
     together = [o for o in ("calibration_text", "imatrix", "no_calibration") if getattr(args, o)]
     if len(together) > 1:
         raise RecipeError(_flag(together[1]), f"contradicts {_flag(together[0])}", "give one of them")
-    for option in ("calibration_text", "imatrix", "use_plan"):
+    for option in ("calibration_text", "imatrix", "use_plan", "results"):
         path = getattr(args, option)
         if path and not path.is_file():
             raise RecipeError(_flag(option), f"no such file: {path}", "give the path of a file")
@@ -165,6 +200,18 @@ def _check(args: argparse.Namespace) -> None:
         raise RecipeError("--use-plan", "contradicts options that choose types", "give one of them")
     if args.write_imatrix and (args.imatrix or args.no_calibration):
         raise RecipeError("--write-imatrix", "needs a calibration", "leave the other option out")
+
+
+def _refused_by_ollama(wanted: list[str | None]) -> tuple[str, ...]:
+    # gguf and numpy: only for those who ask for Ollama
+    from ..publishing.ollama import REFUSED
+
+    for text in wanted:
+        name = (text or "").rpartition("=")[2].upper()
+        if name in REFUSED:
+            loads = ", ".join(t for t in STOCK_TYPES if t not in REFUSED)
+            raise RecipeError("--ollama", f"Ollama does not load {name}", f"choose one of {loads}")
+    return REFUSED
 
 
 def _flag(option: str) -> str:

@@ -109,7 +109,9 @@ class EvaluationResult:
         return {
             "version": self.version,
             "settings": dict(self.settings),
-            "columns": [{"key": c.key, "title": c.title, "better": c.better} for c in self.columns],
+            "columns": [
+                {"key": c.key, "title": c.title, "form": c.form, "better": c.better} for c in self.columns
+            ],
             "models": [
                 {
                     "file": str(result.model),

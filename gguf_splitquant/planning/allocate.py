@@ -9,7 +9,7 @@ every cluster takes the best type. The number of clusters per layer comes out of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,6 +66,7 @@ def allocate(
     budget: float,
     most_clusters: int,
     fixed: Mapping[str, GGMLQuantizationType] | None = None,
+    avoid: Collection[str] = (),
 ) -> dict[str, Choice]:
     """Choose for all weights.
 
@@ -74,6 +75,7 @@ def allocate(
         budget: bits for all of them together.
         most_clusters: 1 for one type per weight.
         fixed: weights whose type is not open.
+        avoid: names of types that are not chosen.
 
     Returns:
         Choices by weight, together within the budget.
@@ -84,7 +86,9 @@ def allocate(
     fixed = fixed or {}
     readers = Counter(c.source or c.name for c in curves)
     solvers = [
-        _Solver(c, most_clusters, fixed.get(c.name), _ORDER_BITS * c.columns / readers[c.source or c.name])
+        _Solver(
+            c, most_clusters, fixed.get(c.name), _ORDER_BITS * c.columns / readers[c.source or c.name], avoid
+        )
         for c in curves
     ]
     n_params = sum(c.n_params for c in curves)
@@ -154,10 +158,11 @@ class _Solver:
         most_clusters: int,
         fixed: GGMLQuantizationType | None,
         order_bits: float,
+        avoid: Collection[str],
     ) -> None:
         """``order_bits``: this weight's part of its input's channel order."""
         self._order_bits = order_bits
-        rates = [r for r in RATES if r.block <= curve.columns]
+        rates = [r for r in RATES if r.block <= curve.columns and r.qtype.name not in avoid]
         if fixed is not None:
             rates = [r for r in RATES if r.qtype is fixed] or [_unrated(fixed)]
             most_clusters = 1

@@ -189,7 +189,7 @@ def _plan_tensor(
     role = role_of(tensor)
     note = ""
     if role is Role.EMBEDDING and recipe.embedding:
-        qtype = narrow_type(GGMLQuantizationType[recipe.embedding], tensor.shape[-1])
+        qtype = narrow_type(GGMLQuantizationType[recipe.embedding], tensor.shape[-1], recipe.avoid)
         if qtype is not None:
             output = OutputTensor(tensor.name, qtype, tensor.shape)
             return TensorPlan(tensor, role, (output,), refined=True)

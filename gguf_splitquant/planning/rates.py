@@ -9,6 +9,7 @@ The constants were measured with :class:`~gguf_splitquant.refining.Refiner` on 2
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -69,8 +70,18 @@ _NARROW_TYPES = {
 }
 
 
-def narrow_type(qtype: GGMLQuantizationType, columns: int) -> GGMLQuantizationType | None:
-    """``qtype``, or what rows of ``columns`` values get instead; None if they fill no block of 32."""
+def narrow_type(
+    qtype: GGMLQuantizationType, columns: int, avoid: Collection[str] = ()
+) -> GGMLQuantizationType | None:
+    """``qtype``, or what rows of ``columns`` values get instead; None if they fill no block of 32.
+
+    Args:
+        qtype: the wanted type.
+        columns: of the weight.
+        avoid: names of types that must not come instead.
+    """
     if columns % GGML_QUANT_SIZES[qtype][0]:
         qtype = _NARROW_TYPES.get(qtype, qtype)
+        if qtype.name in avoid:
+            qtype = GGMLQuantizationType.Q4_1
     return None if columns % GGML_QUANT_SIZES[qtype][0] else qtype

@@ -103,7 +103,7 @@ def plan_refined(
         budget = recipe.target_bpw * sum(c.n_params for c in curves)
     fixed = {t.name: q for t in tensors if (q := _fixed_type(t, recipe))}
     most = recipe.k if recipe.layout == "split" else 1
-    choices = allocate(curves, budget, most, fixed)
+    choices = allocate(curves, budget, most, fixed, recipe.avoid)
     pieces = {name: choice.pieces for name, choice in choices.items()}
     measured = statistics is not None and all(c.name in statistics.sensitivity for c in curves)
     predicted = sum(c.loss for c in choices.values()) if measured else None
@@ -118,7 +118,7 @@ def one_type(model: SourceModel, recipe: Recipe) -> RefinedPlan:
 
 def _fixed_type(tensor: SourceTensor, recipe: Recipe) -> GGMLQuantizationType | None:
     wanted = recipe.fixed_type(tensor.name)
-    return narrow_type(GGMLQuantizationType[wanted], tensor.shape[-1]) if wanted else None
+    return narrow_type(GGMLQuantizationType[wanted], tensor.shape[-1], recipe.avoid) if wanted else None
 
 
 def read_plan(

@@ -76,12 +76,17 @@ def open_checkpoint(folder: Path, supported: Iterable[str]) -> Checkpoint:
         UnsupportedModelError: weights in a pickle, already quantized, or of another architecture.
     """
     _check_is_folder(folder)
-    config = ModelConfig(read_json(folder / "config.json"), folder / "config.json")
-    _refuse_quantized_config(folder, config)
-    architecture = _architecture(config, supported)
+    config, architecture = check_config(folder, supported)
     tensors = _read_shards(folder)
     _refuse_quantized_tensors(folder, tensors)
     return Checkpoint(folder, config, architecture, tensors)
+
+
+def check_config(folder: Path, supported: Iterable[str]) -> tuple[ModelConfig, str]:
+    """``config.json`` and the architecture in it, without a look at the weights; errors as above."""
+    config = ModelConfig(read_json(folder / "config.json"), folder / "config.json")
+    _refuse_quantized_config(folder, config)
+    return config, _architecture(config, supported)
 
 
 def _check_is_folder(folder: Path) -> None:
@@ -163,7 +168,7 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     index_path = folder / INDEX_NAME
     if not index_path.is_file():
         return dict(SafetensorsFile(_single_file(folder)).tensors)
-    shard_of = _read_index(index_path)
+    shard_of = shards_of_index(index_path)
     tensors: dict[str, StoredTensor] = {}
     for shard in sorted(set(shard_of.values())):
         path = folder / shard
@@ -186,7 +191,8 @@ def _read_shards(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def shards_of_index(path: Path) -> dict[str, str]:
+    """The shard of every tensor. Raises CheckpointError for an index that is damaged or points elsewhere."""
     shard_of = read_json(path).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(path, "no map 'weight_map'", "download it again")

@@ -1,0 +1,128 @@
+"""What ``convert`` writes, and what it says about it: names, Modelfile, model card, summary."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..convert import ConversionReport
+    from ..gguf_io.shards import ModelLayout
+    from ..planning import Plan
+    from ..sources.model import SourceModel
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise before any work where a file cannot be written, or Ollama's name is not one."""
+    from ..gguf_io.writer import check_target
+    from ..publishing.ollama import check_name
+
+    if args.ollama:
+        check_name(args.ollama)
+    if args.dry_run:
+        return
+    folder = args.out if args.out.is_dir() else args.out.parent
+    if not args.out.is_dir() and args.max_shard_size is None:
+        check_target(args.out, 0, force=args.force)
+    # a name that cannot be there yet: only the folder is looked at
+    check_target(folder / ".gguf-splitquant", 0, force=True)
+    if args.model_card:
+        check_target(args.model_card, 0, force=args.force)
+    if args.ollama and not args.out.is_dir():
+        check_target(modelfile_path(args.out), 0, force=args.force)
+
+
+def out_path(args: argparse.Namespace, model: SourceModel, plan: Plan, source: Path) -> Path:
+    """The file to write: OUT, or a name in the folder OUT that says what it is."""
+    from ..publishing.naming import file_name
+
+    out: Path = args.out
+    if not out.is_dir():
+        return out
+    return out / file_name(model, plan, source.stem if source.is_file() else source.name)
+
+
+def check_for_ollama(plan: Plan, layout: ModelLayout) -> None:
+    """Raise RecipeError unless Ollama loads the file."""
+    from ..errors import RecipeError
+    from ..publishing.ollama import check_plan
+
+    check_plan(plan)
+    if len(layout.files) > 1:
+        raise RecipeError("--ollama", "Ollama takes one file, not shards", "leave --max-shard-size out")
+
+
+def write_modelfile(name: str, model: SourceModel, path: Path, *, force: bool) -> None:
+    """The Modelfile beside ``path``, and the command that takes it."""
+    from ..evaluation.results import write_text
+    from ..gguf_io.writer import check_target
+    from ..publishing.ollama import make_modelfile
+
+    target = modelfile_path(path)
+    check_target(target, 0, force=force)
+    modelfile = make_modelfile(path.name, model.metadata)
+    write_text(target, modelfile.text)
+    for note in modelfile.notes:
+        print(f"note: {target.name}: {note}", file=sys.stderr)
+    print(f"  for Ollama: {shlex.join(['ollama', 'create', name, '-f', str(target)])}")
+
+
+def modelfile_path(out: Path) -> Path:
+    """``model.gguf`` has ``model.Modelfile`` beside it."""
+    return out.with_name(f"{out.name.removesuffix('.gguf')}.Modelfile")
+
+
+def write_model_card(args: argparse.Namespace, path: Path) -> None:
+    """The snippet for a model card of the file."""
+    from ..evaluation.contents import read_contents
+    from ..evaluation.results import write_text
+    from ..publishing.model_card import model_card, read_results
+
+    results = read_results(args.results) if args.results else None
+    write_text(args.model_card, model_card(read_contents(path), results))
+    print(f"  model card: {args.model_card}")
+
+
+def print_plan(plan: Plan, layout: ModelLayout) -> None:
+    """Every tensor, then the size."""
+    width = max(len(o.name) for o in plan.outputs)
+    for tensor in plan.tensors:
+        for output in tensor.outputs:
+            shape = " x ".join(str(n) for n in output.shape)
+            note = f"  ({tensor.note})" if tensor.note else ""
+            print(f"{output.name:<{width}}  {output.qtype.name:<5}  {output.nbytes:>14,}  {shape}{note}")
+    files = f" in {len(layout.files)} files" if len(layout.files) > 1 else ""
+    print(_sizes(plan, layout.total_bytes, files))
+
+
+def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
+    """What was written, and what runs it."""
+    files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
+    print(f"{report.path}: {_sizes(report.plan, report.total_bytes, files)}, in {seconds:.1f} s")
+    if report.refined and report.refined.predicted_kld is not None:
+        print(
+            f"  predicted divergence from the float model: {report.refined.predicted_kld:.3f} nats per token"
+        )
+    kept = [t for t in report.plan.tensors if t.note]
+    if kept:
+        print(f"  {len(kept)} tensors not as asked: {kept[0].source.name}: {kept[0].note}", file=sys.stderr)
+    if any(len(t.outputs) > 1 for t in report.plan.tensors):
+        stock = report.path.with_name(f"{report.path.stem}-stock.gguf")
+        command = ["python", "convert_splitquant.py", model, str(stock), "--recipe", "stock"]
+        print("  needs the patched llama.cpp: gguf-splitquant build-runtime")
+        print(f"  for any llama.cpp or Ollama: {shlex.join(command)}")
+    elif report.plan.recipe.refined:
+        print("  runs in any llama.cpp")
+
+
+def _sizes(plan: Plan, total_bytes: int, files: str) -> str:
+    from ..planning import Role
+
+    sub_layers = sum(len(t.sub_layers) - 1 for t in plan.tensors)
+    return (
+        f"{total_bytes:,} bytes{files}, {len(plan.tensors)} tensors and {sub_layers} extra sub-layers, "
+        f"{plan.bpw(Role.LINEAR):.2f} bpw in linear layers, {plan.bpw():.2f} over all"
+    )

@@ -1,0 +1,1 @@
+"""What people expect around a file: its name, a model card, a Modelfile for Ollama."""
