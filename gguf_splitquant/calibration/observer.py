@@ -94,10 +94,6 @@ class ObservedEngine(Engine):
             params.cb_eval = self._callback
         return params
 
-    def ends_text(self, token: int) -> bool:
-        """``token`` ends a text or a turn (``llama_vocab_is_eog``)."""
-        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
-
     def is_text(self, token: int) -> bool:
         """``token`` is a piece of text: not control, unknown, unused or a single byte."""
         lib = self._lib

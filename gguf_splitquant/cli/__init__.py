@@ -17,10 +17,11 @@ from .. import __version__
 from ..errors import SplitQuantError
 
 _VERBS = {
-    "convert": "turn a Hugging Face checkpoint into a GGUF file",
+    "convert": "turn a Hugging Face checkpoint or a float GGUF into a quantized GGUF file",
     "build-runtime": "build the patched llama.cpp library that runs split files",
     "compare": "compare a quantized GGUF with its float baseline",
     "eval": "evaluate GGUF files: ARC, KLD, perplexity, speed",
+    "chat": "talk with a GGUF file, in the model's own template",
     "inspect": "show what is in a GGUF file",
 }
 

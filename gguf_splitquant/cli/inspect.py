@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the options."""
     parser.add_argument("path", type=Path, metavar="FILE.gguf")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--model-card", type=Path, metavar="FILE.md", help="write a snippet for a model card")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE.json", help="what eval --output wrote, for the model card"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the model card if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,8 +28,22 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.contents import read_contents
 
     contents = read_contents(args.path)
+    if args.model_card or args.results:
+        return _write_card(args)
     found = describe(contents)
     print(json.dumps(found, indent=1) if args.json else render(found))
+    return 0
+
+
+def _write_card(args: argparse.Namespace) -> int:
+    from ..errors import SplitQuantError
+    from ..gguf_io.writer import check_target
+    from .convert_output import write_model_card
+
+    if not args.model_card:
+        raise SplitQuantError("--results", "belongs to a model card", "add --model-card FILE.md")
+    check_target(args.model_card, 0, force=args.force)
+    write_model_card(args, args.path)
     return 0
 
 

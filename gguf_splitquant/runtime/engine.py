@@ -223,6 +223,10 @@ class Engine:
         """The model expects :attr:`bos` before every text."""
         return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
 
+    def ends_text(self, token: int) -> bool:
+        """``token`` ends a text or a turn (``llama_vocab_is_eog``)."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
     def vocabulary_digest(self) -> str:
         """SHA-256 over all token texts: models with equal digests can be compared token by token."""
         digest = hashlib.sha256()
@@ -316,9 +320,9 @@ class Engine:
         """``target`` begins with all that ``source`` holds; the cells are shared, nothing is computed."""
         self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
-    def truncate_sequence(self, sequence: int, length: int = 0) -> None:
-        """Forget what ``sequence`` holds from position ``length`` on."""
-        self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+    def truncate_sequence(self, sequence: int, length: int = 0) -> bool:
+        """Forget what ``sequence`` holds from position ``length`` on; False where a model (Mamba) cannot."""
+        return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1))
 
     def logits(self, tokens: ArrayLike, first: int = 0) -> Iterator[LogitSlab]:
         """Stream the logits of one text, from an empty cache, in slabs of at most ``n_batch`` positions.
@@ -361,7 +365,7 @@ class Engine:
                 pass
             for position in range(len(ids), len(ids) + max_tokens):
                 token = int(lib.llama_sampler_sample(chain, self._context, -1))
-                if lib.llama_vocab_is_eog(self._vocab, token):
+                if self.ends_text(token):
                     return
                 yield token
                 self.decode([token], position, 0, True)

@@ -74,3 +74,15 @@ def test_a_channel_split_shows_whole_weights_and_who_holds_which_channels(
     assert found["linear_bpw"] == pytest.approx((weights + orders) / (weights / 5.5))
     assert main(["inspect", str(path)]) == 0
     assert "64 Q8_0 + 192 Q4_0" in capsys.readouterr().out
+
+
+def test_a_model_card_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, card = tmp_path / "plain.gguf", tmp_path / "card.md"
+    convert(small_model(), path, RECIPES["plain"])
+    assert main(["inspect", str(path), "--model-card", str(card)]) == 0
+    assert "| plain.gguf |" in card.read_text()
+    assert main(["inspect", str(path), "--model-card", str(card)]) == 2
+    assert main(["inspect", str(path), "--results", str(card)]) == 2
+    assert "exists; pass --force" in (said := capsys.readouterr().err) and "add --model-card" in said
+    assert main(["inspect", str(path), "--model-card", str(card), "--force", "--results", str(path)]) == 2
+    assert "not results of an evaluation" in capsys.readouterr().err
