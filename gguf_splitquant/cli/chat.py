@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0: always the most likely token (default: the model's, or 0.8)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="the same answers every time")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="of one answer")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", default=1024, help="of one answer (default: 1024)"
+    )
     parser.add_argument(
         "--ctx", type=int, metavar="N", help=f"tokens of the conversation (default: up to {_MOST_CONTEXT})"
     )
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print("note: the file has no chat template: texts are continued, not answered", file=sys.stderr)
     options = EngineOptions(n_ctx=args.ctx or _context(args.path), n_threads=args.threads)
     with Engine(args.path, options) as engine:
-        conversation = Conversation(engine, template, sampling, args.system, args.max_tokens or 0)
+        conversation = Conversation(engine, template, sampling, args.system, args.max_tokens)
         if sys.stdin.isatty():
             _talk(conversation)
         else:

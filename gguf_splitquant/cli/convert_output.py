@@ -100,6 +100,8 @@ def print_plan(plan: Plan, layout: ModelLayout) -> None:
 
 def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
     """What was written, and what runs it."""
+    from ..gguf_io.header import SHARD_NAME
+
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
     print(f"{report.path}: {_sizes(report.plan, report.total_bytes, files)}, in {seconds:.1f} s")
     if report.refined and report.refined.predicted_kld is not None:
@@ -110,7 +112,8 @@ def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
     if kept:
         print(f"  {len(kept)} tensors not as asked: {kept[0].source.name}: {kept[0].note}", file=sys.stderr)
     if any(len(t.outputs) > 1 for t in report.plan.tensors):
-        stock = report.path.with_name(f"{report.path.stem}-stock.gguf")
+        stem = SHARD_NAME.sub("", report.path.name).removesuffix(".gguf")
+        stock = report.path.with_name(f"{stem}-stock.gguf")
         command = ["python", "convert_splitquant.py", model, str(stock), "--recipe", "stock"]
         print("  needs the patched llama.cpp: gguf-splitquant build-runtime")
         print(f"  for any llama.cpp or Ollama: {shlex.join(command)}")

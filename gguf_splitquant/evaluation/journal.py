@@ -6,6 +6,7 @@ named by a digest of its head, so other settings, another version or a changed m
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import EvaluationError, OutputError
+from ..gguf_io.header import SHARD_NAME
 
 if TYPE_CHECKING:
     from .base import Evaluation, Record
@@ -101,9 +103,11 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def model_identity(model: Path) -> dict[str, Any]:
-    """What tells a model file from another one without reading gigabytes: place, size, time of change."""
-    status = model.stat()
-    return {"file": str(model.resolve()), "bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+    """What tells a model from another one without reading gigabytes: place, size, time of the last change."""
+    shards = f"{glob.escape(SHARD_NAME.sub('', model.name))}-*-of-*.gguf"
+    files = [f.stat() for f in (model.parent.glob(shards) if SHARD_NAME.search(model.name) else [model])]
+    changed = max(status.st_mtime_ns for status in files)
+    return {"file": str(model.resolve()), "bytes": sum(s.st_size for s in files), "changed_ns": changed}
 
 
 def _read(path: Path, head: dict[str, Any]) -> dict[str, Record]:

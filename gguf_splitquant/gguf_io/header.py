@@ -29,7 +29,8 @@ _MAX_DIMENSIONS = 4
 _SPLIT_NO = Keys.Split.LLM_KV_SPLIT_NO
 _SPLIT_COUNT = Keys.Split.LLM_KV_SPLIT_COUNT
 _SPLIT_TENSORS = Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT
-_SHARD_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+SHARD_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+"""What the names of shards end in."""
 _MAX_SHARDS = 65535
 
 SCALARS: dict[GGUFValueType, str] = {
@@ -143,7 +144,7 @@ def _shard_count(header: GGUFHeader) -> int:
 def _other_shards(first: GGUFHeader, count: int) -> list[Path]:
     """The paths behind the first shard's. Raises GGUFError unless that is what ``first`` is."""
     path = first.path
-    prefix = _SHARD_NAME.sub("", path.name).removesuffix(".gguf")
+    prefix = SHARD_NAME.sub("", path.name).removesuffix(".gguf")
     paths = [shard_path(path.with_name(prefix), number, count) for number in range(count)]
     if path != paths[0]:
         number = first.metadata.get(_SPLIT_NO)

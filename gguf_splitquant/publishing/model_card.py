@@ -115,7 +115,11 @@ def _readable(recipe: str) -> str:
         return recipe
     if not isinstance(fields, dict):
         return recipe
-    return json.dumps({key: value for key, value in fields.items() if value not in (None, "", [])})
+    of_value_split = ("k", "bits", "granularity")
+    silent = {"stock": of_value_split, "split": of_value_split[1:], "value": ("calibration",)}
+    dropped = silent.get(fields.get("layout", ""), ())
+    said = {k: v for k, v in fields.items() if v not in (None, "", []) and k not in dropped}
+    return json.dumps(said)
 
 
 def _measured(result: Mapping[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ class Conversation:
         template: the model's; None continues each message as a text of its own.
         sampling: how tokens are drawn.
         system: what the model is told beforehand.
-        max_tokens: of one answer; 0: as many as the context holds.
+        max_tokens: of one answer; 0: as many as the context holds, where any answer ends.
     """
 
     engine: Engine
@@ -98,15 +98,14 @@ class Conversation:
             raise EngineError(self.engine.path, "nothing to answer: the message is empty", "write a message")
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         logits = self._feed(prompt)
-        left = self.max_tokens or self.engine.n_ctx
-        while left > 0:
+        most = self.engine.n_ctx - len(prompt)
+        for _ in range(min(self.max_tokens or most, most)):
             token = draw(logits, self.sampling, self._random)
             if self.engine.ends_text(token):
                 break
             if piece := decoder.decode(self.engine.token_bytes(token)):
                 yield piece
             logits = self._feed([*self._read, token])
-            left -= 1
         if rest := decoder.decode(b"", final=True):
             yield rest
 

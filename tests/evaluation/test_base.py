@@ -11,6 +11,7 @@ import pytest
 
 from gguf_splitquant.errors import EvaluationError, OutputError
 from gguf_splitquant.evaluation.base import Column, Figure, PerModelEvaluation, Record, run_evaluation
+from gguf_splitquant.evaluation.journal import model_identity
 from gguf_splitquant.progress import Progress
 
 
@@ -121,3 +122,13 @@ def test_bad_arguments(files: list[Path], tmp_path: Path) -> None:
         run_evaluation(Lengths(), [files[0], files[0]], tmp_path)
     with pytest.raises(OutputError, match="cannot write"):
         run_evaluation(Lengths(), files, files[0] / "folder")
+
+
+def test_a_model_in_shards_is_known_by_all_of_them(tmp_path: Path) -> None:
+    shards = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for shard in shards:
+        shard.write_bytes(b"1234")
+    before = model_identity(shards[0])
+    assert before["bytes"] == 8
+    shards[1].write_bytes(b"12345")
+    assert model_identity(shards[0]) != before

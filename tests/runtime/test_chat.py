@@ -84,6 +84,10 @@ def test_errors_and_interruptions(chat_file: Path, engine: Engine) -> None:
     talk = Conversation(engine, read_chat_template(chat_file), GREEDY)
     with pytest.raises(EngineError, match="the context of 512 tokens is full"):
         list(talk.answer("word " * 600))
+    with Engine(chat_file, EngineOptions(n_ctx=256)) as small:
+        talk = Conversation(small, ChatTemplate("{{ messages[-1].content }}"), GREEDY)
+        long = list(talk.answer("one two three four " * 60))  # ends where the context does
+        assert 0 < len(long) < 256
     talk = Conversation(engine, read_chat_template(chat_file), GREEDY)
     answer = talk.answer("What is the capital of France?")
     taken = next(answer)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import SplitQuantError
 from gguf_splitquant.recipe import Recipe
+from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from gguf_splitquant.sources import open_model
 from gguf_splitquant.sources.official import official_float_file
 
@@ -83,3 +89,39 @@ def test_an_unknown_family_shows_the_command(stories15m: Path, tmp_path: Path) -
         open_model(folder)
     command = f"python convert_splitquant.py '{folder}' OUT.gguf --official-converter LLAMA_CPP_FOLDER"
     assert str(caught.value).endswith(command)
+
+
+UNKNOWN_FAMILY = """
+import sys, torch
+from transformers import AutoTokenizer, OlmoConfig, OlmoForCausalLM
+torch.manual_seed(0)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+model = OlmoForCausalLM(OlmoConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sizes))
+model.to(torch.float16).save_pretrained(sys.argv[2])
+tokenizer.save_pretrained(sys.argv[2])
+"""
+
+
+@pytest.mark.oracle
+@pytest.mark.engine
+def test_a_family_that_is_not_read_here_is_converted_split_and_run(
+    official_converter: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "Olmo-Tiny"
+    command = [sys.executable, "-c", UNKNOWN_FAMILY, str(smollm2), str(checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(SplitQuantError, match="OlmoForCausalLM is not supported"):
+        open_model(checkpoint)
+    logits = []
+    with official_float_file(official_converter, checkpoint, tmp_path) as path:
+        model = open_model(path)
+        for recipe in (Recipe(layout="float", outtype="f32"), Recipe(k=3, bits=32, outtype="f32")):
+            out = tmp_path / "out.gguf"
+            convert(model, out, recipe, force=True)
+            with Engine(out, EngineOptions(n_threads=1, kv="f32", flash_attention=False)) as engine:
+                tokens = engine.tokenize("The quick brown fox")
+                logits.append(np.concatenate([slab.logits for slab in engine.logits(tokens)]))
+    assert len(gguf.GGUFReader(out).tensors) > len(model.tensors)
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-4)
