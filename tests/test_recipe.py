@@ -15,6 +15,7 @@ from gguf_splitquant.recipe import RECIPES, Recipe
         Recipe(layout="float", outtype="f32"),
         Recipe(k=8, bits=2),
         Recipe(layout="split", target_size=10**9, tensor_types=(("attn_v", "Q8_0"),)),
+        Recipe(layout="stock", target_bpw=4.9, avoid=("IQ4_NL", "IQ4_XS")),
     ],
 )
 def test_json_round_trip(recipe: Recipe) -> None:
@@ -33,6 +34,8 @@ def test_json_round_trip(recipe: Recipe) -> None:
         {"calibration": "web"},
         {"layout": "stock"},
         {"layout": "stock", "qtype": "Q4_0", "target_bpw": 4.5},
+        {"layout": "stock", "qtype": "IQ4_NL", "avoid": ("IQ4_NL",)},
+        {"layout": "stock", "target_bpw": 4.5, "embedding": "Q8_0", "avoid": ("Q8_0",)},
         {"layout": "split", "qtype": "Q4_0"},
         {"layout": "split", "target_bpw": -1.0},
         {"layout": "split", "target_size": 0},
