@@ -24,11 +24,12 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_name(args.ollama)
     if args.dry_run:
         return
-    folder = args.out if args.out.is_dir() else args.out.parent
-    if not args.out.is_dir() and args.max_shard_size is None:
-        check_target(args.out, 0, force=args.force)
-    # a name that cannot be there yet: only the folder is looked at
-    check_target(folder / ".gguf-splitquant", 0, force=True)
+    if args.out.is_dir():
+        # the name comes later: for now only the folder is looked at
+        check_target(args.out / "model.gguf", 0, force=True)
+    else:
+        # shards have other names
+        check_target(args.out, 0, force=args.force or args.max_shard_size is not None)
     if args.model_card:
         check_target(args.model_card, 0, force=args.force)
     if args.ollama and not args.out.is_dir():
