@@ -193,7 +193,8 @@ def test_names_that_ollama_refuses(name: str) -> None:
 
 
 def test_types_that_ollama_loads() -> None:
-    assert REFUSED == ("IQ4_XS", "IQ4_NL") and set(STOCK_TYPES) == LOADS & set(STOCK_TYPES) | set(REFUSED)
+    assert {"IQ4_XS", "IQ4_NL"} <= set(REFUSED) and all(name.startswith("IQ") for name in REFUSED)
+    assert set(STOCK_TYPES) == LOADS & set(STOCK_TYPES) | set(REFUSED)
     model = small_model()
     check_plan(plan_file(model, Recipe(layout="stock", qtype="Q4_K"))[0])
     check_plan(plan_file(model, RECIPES["plain"])[0])
