@@ -140,7 +140,7 @@ def write_page(model: str, rows: list[Row], folder: Path, page: Path, command: s
 
     def line(row: Row, *first: str) -> str:
         fact, figure = facts[str(row.path)], figures[str(row.path)]
-        kld = f"{figure['kld_mean']['value']:.4f} ± {figure['kld_mean']['error']:.4f}"
+        kld = f"{figure['kld']['value']:.4f} ± {figure['kld']['error']:.4f}"
         rest = f"{figure['top1']['value']:.1%} | {figure['ppl']['value']:.2f}"
         return (
             f"| {' | '.join(first)} | {fact['linear_bpw']:.2f} | {fact['file_bytes'] / 1e6:.1f} | "
@@ -161,7 +161,7 @@ def write_page(model: str, rows: list[Row], folder: Path, page: Path, command: s
     page.with_name(f"frontier-{model}.md").write_text("\n".join(lines))
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows[1:]:
-        kld = figures[str(row.path)]["kld_mean"]["value"]
+        kld = figures[str(row.path)]["kld"]["value"]
         points.setdefault(row.maker, []).append((size(row), kld))
     plot(TITLES[model], points, page.with_name(f"frontier-{model}.svg"))
 
