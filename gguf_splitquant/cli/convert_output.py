@@ -106,9 +106,7 @@ def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
     print(f"{report.path}: {_sizes(report.plan, report.total_bytes, files)}, in {seconds:.1f} s")
     if report.refined and report.refined.predicted_kld is not None:
-        print(
-            f"  predicted divergence from the float model: {report.refined.predicted_kld:.3f} nats per token"
-        )
+        print(f"  predicted mean KLD to the float model, on its own text: {report.refined.predicted_kld:.3f}")
     kept = [t for t in report.plan.tensors if t.note]
     if kept:
         print(f"  {len(kept)} tensors not as asked: {kept[0].source.name}: {kept[0].note}", file=sys.stderr)
@@ -117,7 +115,7 @@ def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
         stock = report.path.with_name(f"{stem}-stock.gguf")
         command = ["python", "convert_splitquant.py", model, str(stock), "--recipe", "stock"]
         print("  needs the patched llama.cpp: gguf-splitquant build-runtime")
-        print(f"  for any llama.cpp or Ollama: {shlex.join(command)}")
+        print(f"  for any llama.cpp: {shlex.join(command)}")
     elif report.plan.recipe.refined:
         print("  runs in any llama.cpp")
 
