@@ -27,7 +27,7 @@ from .gguf_io.metadata import file_metadata
 from .gguf_io.shards import ModelLayout, PartialModel, layout_model
 from .gguf_io.writer import check_target
 from .packing.sublayers import SubLayerPacker
-from .planning.curves import InputStatistics
+from .planning.curves import InputStatistics, weight_curves
 from .planning.plan import Plan, TensorPlan, make_plan
 from .planning.refined import RefinedPlan, plan_refined, refinable_tensors
 from .planning.roles import Role
@@ -83,18 +83,18 @@ def plan_file(
     Raises:
         RecipeError: the target is too small for this model.
     """
-    budget: float | None = None
+    open_choice = recipe.refined and not recipe.qtype and refined is None
+    budget = _linear_budget(model, recipe) if open_choice and recipe.target_size is not None else None
+    curves = weight_curves(refinable_tensors(model, recipe), statistics, progress) if open_choice else None
     chosen = refined
     for _ in range(8):
-        if recipe.refined and not recipe.qtype and refined is None:
-            if recipe.target_size is not None and budget is None:
-                budget = _linear_budget(model, recipe)
-            chosen = plan_refined(model, recipe, statistics, budget, progress)
+        if curves is not None:
+            chosen = plan_refined(model, recipe, statistics, budget, curves)
         plan = make_plan(model, recipe, chosen)
         metadata = file_metadata(model, plan, {})
         layout = layout_model(model.architecture, metadata, plan.outputs, max_shard_bytes)
         excess = layout.total_bytes - (recipe.target_size or layout.total_bytes)
-        if refined is not None or budget is None or excess <= 0:
+        if budget is None or excess <= 0:
             return plan, layout, chosen
         budget -= 8 * excess  # the header and the orders take room too
     raise RecipeError("target", f"{recipe.target_size:,} bytes cannot be met", "ask for more")
@@ -199,7 +199,7 @@ class _Conversion:
 
     def _refine(self, threads: int) -> None:
         """Quantize with error feedback, tensor by tensor."""
-        tensors = [t for t in self._plan.tensors if t.refined]
+        tensors = self._by_input([t for t in self._plan.tensors if t.refined])
         if not tensors:
             return
         # numba and its compiler: only for those who need them
@@ -232,6 +232,17 @@ class _Conversion:
             if plan.order is not None and len(plan.outputs) > len(pieces):
                 self._file.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
             self._record_error(plan, error / power if power else 0.0)
+
+    def _by_input(self, tensors: list[TensorPlan]) -> list[TensorPlan]:
+        """Weights that read one input one after the other, so that they share its factorization."""
+        places: dict[str, int] = {}
+
+        def place(plan: TensorPlan) -> int:
+            name = plan.source.name
+            source = self._statistics.input_of(name) if self._statistics else None
+            return places.setdefault(source or name, len(places))
+
+        return sorted(tensors, key=place)
 
     def _convert_tensor(self, plan: TensorPlan) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import shutil
@@ -14,13 +15,13 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 
 from ..cache import cache_dir
 from ..errors import SplitQuantError
-from ..gguf_io.header import read_header
+from ..gguf_io.pairs import read_pairs
 from ..progress import SILENT, Progress
+from ..runtime.chat_template import chat_template
 from ..runtime.engine import EngineOptions
 from .moments import Moments, MomentWriter, TokenWeighting
 from .observer import ObservedEngine
@@ -29,11 +30,15 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 3
+_VERSION = 4
 """Raised whenever the same settings give other moments: part of the cache key."""
 
 _SLAB = 1536
 """Tokens per pass through the graph: bounds the memory for activations (and the never computed logits)."""
+
+
+_TODAY = datetime.datetime(2026, 1, 1)
+"""For templates that ask for the date: the text must not depend on the day on which it is written."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +125,6 @@ def calibrate(
     return Moments.open(folder)
 
 
-def own_text(
-    model: Path, how: OwnText, chat: bool = True, n_threads: int | None = None, progress: Progress = SILENT
-) -> I32:
-    """Text that ``model`` writes: int32 (sequences, length)."""
-    with ObservedEngine(model, writing_options(how, n_threads)) as engine:
-        opening = chat_opening(model) if chat else None
-        return write_own_text(engine, how, opening, progress)
-
-
 def write_and_gather(
     model: Path,
     folder: Path,
@@ -204,26 +200,13 @@ def gather(
 
 def chat_opening(model: Path) -> str | None:
     """What the model's chat template puts before a user's message; None without a usable template."""
-    template = read_header(model).metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str):
+    template = chat_template(read_pairs(model))
+    if template is None:
         return None
     mark = "\x00message\x00"
-
-    def refuse(reason: str) -> None:
-        raise TemplateError(reason)
-
     try:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        # A template is data from the internet: whatever it raises means "no template" here
-        rendered = environment.from_string(template).render(
-            messages=[{"role": "user", "content": mark}],
-            bos_token="",
-            eos_token="",
-            add_generation_prompt=False,
-            raise_exception=refuse,
-            strftime_now=lambda _format: "",
-        )
-    except Exception:
+        rendered = template.render([{"role": "user", "content": mark}], generate=False, now=lambda: _TODAY)
+    except TemplateError:
         return None
     before, found, _ = rendered.partition(mark)
     return before if found and before else None

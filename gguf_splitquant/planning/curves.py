@@ -36,6 +36,11 @@ class InputStatistics(Protocol):
         """Second moments of that input, (channels, channels), or their diagonal, (channels,)."""
 
 
+def diagonal_of(moments: NDArray[Any]) -> NDArray[Any]:
+    """Each channel's second moment, (channels,): of the whole matrix, or what is only that."""
+    return moments if moments.ndim == 1 else np.diagonal(moments)
+
+
 @dataclass(frozen=True)
 class WeightCurve:
     """The predicted divergence of one weight.
@@ -69,7 +74,6 @@ class WeightCurve:
 def weight_curves(
     tensors: Sequence[SourceTensor],
     statistics: InputStatistics | None,
-    damping: float,
     progress: Progress = SILENT,
 ) -> list[WeightCurve]:
     """The curves of some linear weights, in their order.
@@ -97,11 +101,10 @@ def weight_curves(
         else:
             assert statistics is not None
             moments = statistics.matrix(tensor.name)
-            salience = moments if moments.ndim == 1 else np.diagonal(moments)
-            order = np.argsort(-np.asarray(salience), kind="stable")
+            order = np.argsort(-diagonal_of(moments), kind="stable")
             with blas_threads(1):  # sums, and so decisions, must not depend on the number of threads
-                variances = conditional_variances(moments, order, damping)
-            known = {source: (order, variances)}  # weights of one input come one after the other
+                variances = conditional_variances(moments, order)
+            known[source] = order, variances
         density = variances * _column_power(tensor)[order]
         curves.append((tensor, source, order, density))
         progress.advance(tensor.n_params, tensor.name)

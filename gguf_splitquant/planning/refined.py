@@ -20,14 +20,13 @@ from ..progress import SILENT, Progress
 from ..recipe import STOCK_TYPES, Recipe
 from ..sources.model import SourceModel, SourceTensor
 from .allocate import Piece, allocate
-from .curves import InputStatistics, weight_curves
+from .curves import InputStatistics, WeightCurve, diagonal_of, weight_curves
 from .rates import narrow_type
 from .roles import Role, role_of
 
 I64 = NDArray[np.int64]
 
 _FORMAT = 1
-_DAMPING = 0.1
 
 
 @dataclass(frozen=True)
@@ -82,22 +81,24 @@ def plan_refined(
     recipe: Recipe,
     statistics: InputStatistics | None,
     budget: float | None = None,
+    curves: Sequence[WeightCurve] | None = None,
     progress: Progress = SILENT,
 ) -> RefinedPlan:
     """Choose types and clusters.
 
     Args:
-        model: the source; its linear weights are read once.
+        model: the source; its linear weights are read once, unless their curves are given.
         recipe: of a refined layout without one type for all.
         statistics: of layer inputs; None: all channels alike.
         budget: bits for all linear layers; None: the recipe's bits per weight.
+        curves: of :func:`refinable_tensors`.
         progress: counts weights.
 
     Raises:
         RecipeError: the target is below the smallest possible size.
     """
     tensors = refinable_tensors(model, recipe)
-    curves = weight_curves(tensors, statistics, _DAMPING, progress)
+    curves = weight_curves(tensors, statistics, progress) if curves is None else curves
     if budget is None:
         assert recipe.target_bpw is not None
         budget = recipe.target_bpw * sum(c.n_params for c in curves)
@@ -182,8 +183,7 @@ def channel_orders(
         width = sum(p.width for p in pieces[names[0]])
         salience = np.zeros(width)
         if statistics is not None and statistics.input_of(names[0]) is not None:
-            moments = statistics.matrix(names[0])
-            salience = np.asarray(moments if moments.ndim == 1 else np.diagonal(moments), np.float64)
+            salience = diagonal_of(statistics.matrix(names[0])).astype(np.float64)
         channels = np.argsort(-salience, kind="stable")
         cuts = sorted({int(c) for name in names for c in np.cumsum([p.width for p in pieces[name]])})
         for start, stop in zip([0, *cuts[:-1]], cuts, strict=True):

@@ -25,12 +25,11 @@ from ..runtime.threads import default_threads
 from .blocks import block_type
 from .chunk import Chunk
 from .kernels import LANES
-from .metric import Cluster, Metric, blas_threads, prepare
+from .metric import DAMPING, Cluster, Metric, blas_threads, prepare
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
-DAMPING = 0.1
 REVISITS = 2
 CHUNK_ROWS = 8 * LANES
 

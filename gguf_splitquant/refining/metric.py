@@ -29,9 +29,13 @@ from scipy.linalg.lapack import spotrf  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits
 
 from ..errors import SplitQuantError
+from ..planning.curves import diagonal_of
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+
+DAMPING = 0.1
+"""Fraction of :func:`typical_salience` that is added to the diagonal of H, unless another is given."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ def typical_salience(salience: NDArray[Any]) -> float:
 
 
 def _salience(moments: NDArray[Any]) -> F64:
-    diagonal = np.asarray(moments if moments.ndim == 1 else np.diagonal(moments), dtype=np.float64)
+    diagonal = diagonal_of(moments).astype(np.float64)
     if not np.isfinite(diagonal).all() or (diagonal < 0).any():
         raise SplitQuantError("second moments", "NaN, infinite or negative", "calibrate again")
     return diagonal
@@ -246,7 +250,7 @@ def _descent_sweep(scaled: F32, root: F64, clusters: Sequence[Cluster]) -> Sweep
     return Sweep(scaled, tuple(parts))
 
 
-def conditional_variances(moments: NDArray[Any], order: NDArray[np.int64], damping: float) -> F64:
+def conditional_variances(moments: NDArray[Any], order: NDArray[np.int64], damping: float = DAMPING) -> F64:
     """What is left of each channel's second moment once the later ones make good what they can: (cols,).
 
     Rounding the channels in ``order`` costs ``sum_i variance_i * error_i**2``, as error feedback is the

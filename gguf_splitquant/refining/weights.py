@@ -14,11 +14,11 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
-from ..planning.curves import InputStatistics
+from ..planning.curves import InputStatistics, diagonal_of
 from .blocks import refinable
-from .feedback import DAMPING, Refiner, TypedCluster
+from .feedback import Refiner, TypedCluster
 from .ggml import quantize_with_ggml
-from .metric import typical_salience
+from .metric import DAMPING, typical_salience
 
 
 class WeightRefiner:
@@ -76,8 +76,7 @@ class WeightRefiner:
     def _with_ggml(
         self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster]
     ) -> tuple[NDArray[np.uint8], ...]:
-        salience = self._moments(name, weight.shape[1])
-        salience = np.asarray(salience if salience.ndim == 1 else np.diagonal(salience), np.float32)
+        salience = diagonal_of(self._moments(name, weight.shape[1])).astype(np.float32)
         importance = salience + np.float32(DAMPING * typical_salience(salience))
         return tuple(
             quantize_with_ggml(weight[:, c.channels], c.qtype, importance[c.channels], self._threads)

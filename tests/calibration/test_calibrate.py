@@ -15,18 +15,22 @@ from gguf_splitquant.calibration.calibrate import (
     calibrate,
     chat_opening,
     gather,
-    own_text,
     user_text,
     write_and_gather,
 )
 from gguf_splitquant.calibration.moments import Moments, MomentWriter, TokenWeighting
 from gguf_splitquant.calibration.observer import HEAD, ObservedEngine
-from gguf_splitquant.calibration.own_text import OwnText
+from gguf_splitquant.calibration.own_text import OwnText, write_own_text, writing_options
 from gguf_splitquant.errors import EngineError, SplitQuantError
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from tests.gguf_files import FLOAT, convert_once
 
 HOW = OwnText(sequences=4, length=40)
+
+
+def own_text(model: Path, how: OwnText) -> NDArray[np.int32]:
+    with ObservedEngine(model, writing_options(how)) as engine:
+        return write_own_text(engine, how, chat_opening(model))
 
 
 @pytest.fixture(scope="module")

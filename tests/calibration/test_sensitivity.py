@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_splitquant.calibration.calibrate import own_text
 from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
+from tests.calibration.test_calibrate import own_text
 from tests.gguf_files import FLOAT, convert_once
 
 NAMES = ["blk.0.attn_v.weight", "blk.0.ffn_down.weight", "blk.3.attn_v.weight", "blk.5.attn_v.weight"]

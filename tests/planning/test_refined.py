@@ -90,9 +90,9 @@ def test_the_file_has_clusters_and_one_order_per_input() -> None:
 def test_unmeasured_weights_count_like_the_typical_measured_one() -> None:
     tensors = [t for t in small_model().tensors if t.name in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight")]
     half = statistics(sensitivity={"blk.0.attn_q.weight": 3.0})
-    query, up = weight_curves(tensors, half, 0.1)
+    query, up = weight_curves(tensors, half)
     assert query.loss[-1] / query.n_params == pytest.approx(up.loss[-1] / up.n_params)
-    no_measure = weight_curves(tensors, statistics(), 0.1)
+    no_measure = weight_curves(tensors, statistics())
     assert no_measure[0].loss[-1] == pytest.approx(no_measure[0].n_params)
 
 
