@@ -5,7 +5,6 @@ What was read stays in the KV cache: a turn computes only what is new.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -75,7 +74,7 @@ class Conversation:
         prompt = self._prompt([*self._messages, said], text)
         pieces: list[str] = []
         try:
-            for piece in self._generate(prompt):
+            for piece in self.engine.stream_text(self._generate(prompt)):
                 pieces.append(piece)
                 yield piece
         finally:
@@ -93,21 +92,17 @@ class Conversation:
             ) from error
         return [int(token) for token in self.engine.tokenize(rendered, parse_special=True)]
 
-    def _generate(self, prompt: list[int]) -> Iterator[str]:
+    def _generate(self, prompt: list[int]) -> Iterator[int]:
         if not prompt:
             raise EngineError(self.engine.path, "nothing to answer: the message is empty", "write a message")
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         logits = self._feed(prompt)
         most = self.engine.n_ctx - len(prompt)
         for _ in range(min(self.max_tokens or most, most)):
             token = draw(logits, self.sampling, self._random)
             if self.engine.ends_text(token):
-                break
-            if piece := decoder.decode(self.engine.token_bytes(token)):
-                yield piece
+                return
+            yield token
             logits = self._feed([*self._read, token])
-        if rest := decoder.decode(b"", final=True):
-            yield rest
 
     def _feed(self, tokens: list[int]) -> NDArray[np.float32]:
         """Logits after ``tokens``; those that were read already are not computed again."""

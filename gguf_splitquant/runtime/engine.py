@@ -12,7 +12,7 @@ import codecs
 import ctypes
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -376,9 +376,13 @@ class Engine:
         self, prompt: str, max_tokens: int, *, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[str]:
         """Continue ``prompt`` (text; names of special tokens are read as such), piece by piece."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         tokens = self.tokenize(prompt, parse_special=True)
-        for token in self.generate(tokens, max_tokens, temperature=temperature, seed=seed):
+        yield from self.stream_text(self.generate(tokens, max_tokens, temperature=temperature, seed=seed))
+
+    def stream_text(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of tokens as they come, each character once it is complete."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
             if piece := decoder.decode(self.token_bytes(token)):
                 yield piece
         if rest := decoder.decode(b"", final=True):
