@@ -101,7 +101,7 @@ def render(results: Results) -> str:
 def _table(result: EvaluationResult, sizes: dict[str, tuple[str, str]]) -> str:
     rows = [["model", "MB", "bpw", *(column.title for column in result.columns)]]
     for model in result.models:
-        cells = [cell(model.figures.get(column.key), column) for column in result.columns]
+        cells = [_cell(model.figures.get(column.key), column) for column in result.columns]
         rows.append([model.model.name, *sizes[str(model.model)], *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
@@ -112,11 +112,5 @@ def _table(result: EvaluationResult, sizes: dict[str, tuple[str, str]]) -> str:
     return "\n".join([f"{result.name}, version {result.version}", *lines, *notes])
 
 
-def cell(figure: Figure | None, column: Column) -> str:
-    """A figure with its uncertainty, as text."""
-    if figure is None or figure.value is None:
-        return "-"
-    text = format(figure.value, column.form)
-    if figure.low is not None and figure.high is not None:
-        return f"{text} [{format(figure.low, column.form)}, {format(figure.high, column.form)}]"
-    return text if figure.error is None else f"{text} ± {format(figure.error, column.form)}"
+def _cell(figure: Figure | None, column: Column) -> str:
+    return "-" if figure is None else figure.text(column.form)

@@ -60,6 +60,15 @@ class Figure:
     low: float | None = None
     high: float | None = None
 
+    def text(self, form: str) -> str:
+        """The figure with its uncertainty; ``form`` is a format specification."""
+        if self.value is None:
+            return "-"
+        shown = format(self.value, form)
+        if self.low is not None and self.high is not None:
+            return f"{shown} [{format(self.low, form)}, {format(self.high, form)}]"
+        return shown if self.error is None else f"{shown} ± {format(self.error, form)}"
+
     def to_json(self) -> dict[str, float | None]:
         """Only what is known."""
         fields = {"value": self.value, "error": self.error, "low": self.low, "high": self.high}

@@ -16,6 +16,7 @@ import yaml
 from gguf import Keys
 
 from ..errors import EvaluationError
+from ..evaluation.base import Figure
 from ..evaluation.contents import Contents
 from ..gguf_io.metadata import KEY_LAYOUT, KEY_ORDER_WEIGHTS, KEY_RECIPE
 
@@ -135,10 +136,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
 def _cell(figure: Mapping[str, Any] | None, form: str) -> str:
     if figure is None or figure["value"] is None or not math.isfinite(figure["value"]):
         return "-"
-    text = format(figure["value"], form)
-    if figure.get("low") is not None and figure.get("high") is not None:
-        return f"{text} [{format(figure['low'], form)}, {format(figure['high'], form)}]"
-    return text if figure.get("error") is None else f"{text} \u00b1 {format(figure['error'], form)}"
+    return Figure(figure["value"], figure.get("error"), figure.get("low"), figure.get("high")).text(form)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
