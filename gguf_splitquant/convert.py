@@ -3,41 +3,28 @@
 Each tensor is read, clustered, packed and written slab by slab at its place in the file, several tensors at
 a time. Memory is a few slabs per thread, whatever the model's size, and the bytes do not depend on the
 number of threads. Tensors that are refined with error feedback come one at a time, with all threads on
-each, and are held as a whole.
+each, and are held as a whole (:mod:`.conversion`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 from collections.abc import Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from gguf import GGMLQuantizationType, quants
-from numpy.typing import NDArray
-
-from .calibration.names import HEAD
-from .errors import CheckpointError, RecipeError
+from .conversion import Conversion
+from .errors import RecipeError
 from .gguf_io.metadata import file_metadata
 from .gguf_io.shards import ModelLayout, PartialModel, layout_model
 from .gguf_io.writer import check_target
-from .packing.sublayers import SubLayerPacker
 from .planning.curves import InputStatistics, weight_curves
-from .planning.plan import Plan, TensorPlan, make_plan
+from .planning.plan import Plan, make_plan
 from .planning.refined import RefinedPlan, plan_refined, refinable_tensors
-from .planning.roles import Role
 from .progress import SILENT, Progress
 from .recipe import Recipe
-from .sources.model import SourceModel, to_float32
-from .splitting.histogram import ValueHistogram, check_finite, row_slabs
-from .splitting.values import fit_value_split, float_sub_layers
-
-_EMBEDDING_ROWS = 8192
+from .sources.model import SourceModel
 
 
 @dataclass(frozen=True)
@@ -152,187 +139,10 @@ def convert(
         progress=progress,
     )
     with PartialModel(out, layout, force=force) as file:
-        work = _Conversion(plan, file, statistics, model.tied_head, progress)
-        work.run(threads or os.cpu_count() or 1)
+        work = Conversion(plan, file, statistics, model.tied_head, progress)
+        work.run(plan.tensors, threads or os.cpu_count() or 1)
         file.commit(file_metadata(model, plan, work.relative_errors), model.architecture)
     return ConversionReport(file.paths[0], file.paths, layout.total_bytes, plan, work.relative_errors, chosen)
-
-
-class _Conversion:
-    """One run: what the worker threads share."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        file: PartialModel,
-        statistics: InputStatistics | None,
-        tied_head: bool,
-        progress: Progress,
-    ) -> None:
-        self._plan = plan
-        self._file = file
-        self._statistics = statistics
-        self._tied_head = tied_head
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self.relative_errors: dict[str, float] = {}
-
-    def run(self, threads: int) -> None:
-        total = sum(t.source.n_params * t.source.dtype.itemsize for t in self._plan.tensors)
-        self._progress.start("convert", total, "B")
-        with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
-            futures = [pool.submit(self._convert_tensor, t) for t in self._plan.tensors if not t.refined]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            finally:
-                # after a failure or Ctrl-C the other workers stop at their next slab
-                self._stop.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-            # of several failures the first in file order
-            for future in futures:
-                if future in done:
-                    future.result()
-        self._stop.clear()
-        self._refine(threads)
-        self._progress.finish()
-
-    def _refine(self, threads: int) -> None:
-        """Quantize with error feedback, tensor by tensor."""
-        tensors = self._by_input([t for t in self._plan.tensors if t.refined])
-        if not tensors:
-            return
-        # numba and its compiler: only for those who need them
-        from .refining.weights import WeightRefiner
-
-        refiner = WeightRefiner(self._statistics, threads)
-        for plan in tensors:
-            # a tied embedding is the head too: what the head reads says which of its columns matter
-            head = plan.role is Role.EMBEDDING and self._tied_head
-            name = HEAD if head else plan.source.name
-            order = plan.order.channels if plan.order else None
-            pieces = [(o.qtype, o.shape[-1]) for o in plan.sub_layers]
-            error = power = 0.0
-            experts = len(plan.source.shape) > 2
-            step = 1 if experts else plan.source.shape[0]
-            if plan.role is Role.EMBEDDING:
-                step = _EMBEDDING_ROWS  # the largest tensor by far
-            for first in range(0, plan.source.shape[0], step):
-                raw = plan.source.read_rows(first, min(first + step, plan.source.shape[0]))
-                check_finite(plan.source, first, raw)
-                weight = to_float32(raw, plan.source.dtype).reshape(-1, raw.shape[-1])
-                if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
-                    # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
-                    packed, lost = _rounded(weight, pieces[0][0])
-                else:
-                    packed, lost = refiner.refine(name, weight, pieces, order)
-                self._write_slab(plan, first, list(packed))
-                error, power = error + lost, power + float(np.vdot(weight, weight))
-                self._advance(plan, raw)
-            if plan.order is not None and len(plan.outputs) > len(pieces):
-                self._file.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
-            self._record_error(plan, error / power if power else 0.0)
-
-    def _by_input(self, tensors: list[TensorPlan]) -> list[TensorPlan]:
-        """Weights that read one input one after the other, so that they share its factorization."""
-        places: dict[str, int] = {}
-
-        def place(plan: TensorPlan) -> int:
-            name = plan.source.name
-            source = self._statistics.input_of(name) if self._statistics else None
-            return places.setdefault(source or name, len(places))
-
-        return sorted(tensors, key=place)
-
-    def _convert_tensor(self, plan: TensorPlan) -> None:
-        try:
-            if plan.encoding is not None:
-                self._write_linear(plan)
-            elif plan.quantized:
-                self._write_float_split(plan)
-            else:
-                self._write_float(plan)
-        except OverflowError as error:
-            layout = "--layout float " if plan.quantized else ""
-            raise CheckpointError(
-                plan.source.name, str(error), f"convert with {layout}--outtype bf16 or f32"
-            ) from error
-
-    def _write_float(self, plan: TensorPlan) -> None:
-        """Copy, in the plan's float type."""
-        qtype = plan.outputs[0].qtype
-        as_it_is = plan.source.dtype.name == qtype.name
-        for first_row, raw in row_slabs(plan.source):
-            check_finite(plan.source, first_row, raw)
-            data = raw if as_it_is else _as_float(to_float32(raw, plan.source.dtype), qtype)
-            self._write_slab(plan, first_row, [data])
-            self._advance(plan, raw)
-
-    def _write_float_split(self, plan: TensorPlan) -> None:
-        """Value split without quantization: the sub-layers as F32."""
-        split = fit_value_split(plan.source, ValueHistogram.of(plan.source), len(plan.outputs))
-        for first_row, raw in row_slabs(plan.source):
-            layers = float_sub_layers(to_float32(raw, plan.source.dtype), split)
-            nothing = np.full(raw.shape, -0.0, np.float32)
-            self._write_slab(plan, first_row, layers + [nothing] * (len(plan.outputs) - split.k))
-            self._advance(plan, raw)
-        self._record_error(plan, 0.0)
-
-    def _write_linear(self, plan: TensorPlan) -> None:
-        """Value split with linear quantization."""
-        if plan.encoding is None:
-            raise AssertionError(plan.source.name)
-        histogram = ValueHistogram.of(plan.source)
-        split = fit_value_split(plan.source, histogram, len(plan.outputs))
-        packer = SubLayerPacker(split, plan.source.dtype, plan.encoding, self._plan.recipe.granularity)
-        columns = plan.source.shape[-1]
-        for first_row, raw in row_slabs(plan.source):
-            packed = packer.pack(raw.reshape(-1, columns))
-            # a weight with fewer distinct values than clusters: all-zero bytes decode to zeros
-            empty = np.zeros_like(packed[0])
-            self._write_slab(plan, first_row, packed + [empty] * (len(plan.outputs) - split.k))
-            self._advance(plan, raw)
-        power = float(np.sum(histogram.counts * histogram.values**2))
-        error = packer.squared_error(histogram)
-        self._record_error(plan, error / power if power else 0.0)
-
-    def _write_slab(self, plan: TensorPlan, first_row: int, slabs: list[NDArray[Any]]) -> None:
-        for output, slab in zip(plan.sub_layers, slabs, strict=True):
-            row_bytes = output.nbytes // output.shape[0]
-            self._file.write(output.name, first_row * row_bytes, np.ascontiguousarray(slab).data)
-
-    def _record_error(self, plan: TensorPlan, error: float) -> None:
-        with self._lock:
-            self.relative_errors[plan.source.name] = error
-
-    def _advance(self, plan: TensorPlan, raw: NDArray[Any]) -> None:
-        if self._stop.is_set():
-            raise _StoppedError
-        with self._lock:
-            self._progress.advance(raw.nbytes, plan.source.name)
-
-
-def _rounded(
-    weight: NDArray[np.float32], qtype: GGMLQuantizationType
-) -> tuple[tuple[NDArray[np.uint8], ...], float]:
-    """Quantized as ggml's reference does, and the squared error."""
-    packed: NDArray[np.uint8] = quants.quantize(weight, qtype)
-    difference = weight - quants.dequantize(packed, qtype)
-    return (packed,), float(np.vdot(difference, difference))
-
-
-def _as_float(values: NDArray[np.float32], qtype: GGMLQuantizationType) -> NDArray[Any]:
-    """Values in a float type of the file. Raises OverflowError where F16 would make them infinite."""
-    with np.errstate(over="ignore"):
-        data: NDArray[Any] = quants.quantize(values, qtype)
-    if qtype is GGMLQuantizationType.F16 and not np.isfinite(data).all():
-        largest = float(np.abs(values).max())
-        raise OverflowError(f"holds values up to {largest:.4g}, beyond f16's largest, 65504")
-    return data
-
-
-class _StoppedError(Exception):
-    """Another tensor failed; this one's result is not wanted any more."""
 
 
 __all__ = ["ConversionReport", "convert", "plan_file"]
