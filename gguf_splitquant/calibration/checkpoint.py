@@ -9,7 +9,8 @@ from pathlib import Path
 from ..convert import convert
 from ..errors import CheckpointError
 from ..progress import SILENT, Progress
-from ..recipe import Recipe
+from ..recipe import OutType, Recipe
+from ..runtime.library import load_llama_cpp
 from ..sources.model import SourceModel
 from .calibrate import Calibration, calibrate
 from .moments import Moments
@@ -46,11 +47,21 @@ def calibrate_model(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as work:
         path = Path(work) / "float.gguf"
         try:
-            # a third faster than BF16 on most processors, and as exact wherever it fits
-            convert(model, path, Recipe(layout="float", outtype="f16"), threads=threads, progress=progress)
+            recipe = Recipe(layout="float", outtype=_fastest_type())
+            convert(model, path, recipe, threads=threads, progress=progress)
         except CheckpointError:
-            convert(model, path, Recipe(layout="float"), threads=threads, progress=progress)
+            convert(model, path, Recipe(layout="float", outtype="bf16"), threads=threads, progress=progress)
         return calibrate(path, _sha256(path), how, n_threads=threads, progress=progress, cache=cache)
+
+
+def _fastest_type() -> OutType:
+    """The 16-bit type that llama.cpp multiplies fastest on this processor.
+
+    BF16 is 1.7 times as fast as F16 where there are instructions for it (measured at batches of 32), and a
+    third slower elsewhere. Its rounding of activations, a millionth of their power, is nothing to statistics.
+    """
+    features: bytes = load_llama_cpp().llama_cpp.llama_print_system_info()
+    return "bf16" if b"AVX512_BF16 = 1" in features else "f16"
 
 
 def _sha256(path: Path) -> str:
