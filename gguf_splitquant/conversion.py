@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
@@ -25,6 +26,9 @@ from .progress import SILENT, Progress
 from .sources.model import to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
+
+if TYPE_CHECKING:
+    from .refining.weights import WeightRefiner
 
 _EMBEDDING_ROWS = 8192
 
@@ -96,35 +100,48 @@ class Conversion:
         if not tensors:
             return
         # numba and its compiler: only for those who need them
+        from .refining.metric import blas_threads
         from .refining.weights import WeightRefiner
 
-        refiner = WeightRefiner(self._statistics, threads)
-        for plan in self._by_input(tensors):
-            # a tied embedding is the head too: what the head reads says which of its columns matter
-            head = plan.role is Role.EMBEDDING and self._tied_head
-            name = HEAD if head else plan.source.name
-            order = plan.order.channels if plan.order else None
-            pieces = [(o.qtype, o.shape[-1]) for o in plan.sub_layers]
-            error = power = 0.0
-            experts = len(plan.source.shape) > 2
-            step = 1 if experts else plan.source.shape[0]
-            if plan.role is Role.EMBEDDING:
-                step = _EMBEDDING_ROWS  # the largest tensor by far
-            for first in range(0, plan.source.shape[0], step):
-                raw = plan.source.read_rows(first, min(first + step, plan.source.shape[0]))
-                check_finite(plan.source, first, raw)
-                weight = to_float32(raw, plan.source.dtype).reshape(-1, raw.shape[-1])
-                if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
-                    # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
-                    packed, lost = _rounded(weight, pieces[0][0])
-                else:
-                    packed, lost = refiner.refine(name, weight, pieces, order)
-                self._write_slab(plan, first, list(packed))
-                error, power = error + lost, power + float(np.vdot(weight, weight))
-                self._advance(plan, raw)
-            if plan.order is not None and len(plan.outputs) > len(pieces):
-                self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
-            self._record_error(plan, error / power if power else 0.0)
+        ordered = self._by_input(tensors)
+        with blas_threads(1), WeightRefiner(self._statistics, threads) as refiner:
+            for plan, following in zip_longest(ordered, ordered[1:]):
+                if following is not None:
+                    name, pieces, order = self._clusters(following)
+                    refiner.expect(name, following.source.shape[-1], pieces, order)
+                self._refine_tensor(refiner, plan)
+
+    def _clusters(
+        self, plan: TensorPlan
+    ) -> tuple[str, list[tuple[GGMLQuantizationType, int]], NDArray[np.int64] | None]:
+        """The name under which the statistics know a weight, its clusters, and its channel order."""
+        # a tied embedding is the head too: what the head reads says which of its columns matter
+        head = plan.role is Role.EMBEDDING and self._tied_head
+        pieces = [(o.qtype, o.shape[-1]) for o in plan.sub_layers]
+        return HEAD if head else plan.source.name, pieces, plan.order.channels if plan.order else None
+
+    def _refine_tensor(self, refiner: WeightRefiner, plan: TensorPlan) -> None:
+        name, pieces, order = self._clusters(plan)
+        error = power = 0.0
+        experts = len(plan.source.shape) > 2
+        step = 1 if experts else plan.source.shape[0]
+        if plan.role is Role.EMBEDDING:
+            step = _EMBEDDING_ROWS  # the largest tensor by far
+        for first in range(0, plan.source.shape[0], step):
+            raw = plan.source.read_rows(first, min(first + step, plan.source.shape[0]))
+            check_finite(plan.source, first, raw)
+            weight = to_float32(raw, plan.source.dtype).reshape(-1, raw.shape[-1])
+            if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
+                # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
+                packed, lost = _rounded(weight, pieces[0][0])
+            else:
+                packed, lost = refiner.refine(name, weight, pieces, order)
+            self._write_slab(plan, first, list(packed))
+            error, power = error + lost, power + float(np.vdot(weight, weight))
+            self._advance(plan, raw)
+        if plan.order is not None and len(plan.outputs) > len(pieces):
+            self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
+        self._record_error(plan, error / power if power else 0.0)
 
     def _by_input(self, tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
         """Weights that read one input one after the other, so that they share its factorization."""

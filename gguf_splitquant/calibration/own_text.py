@@ -89,13 +89,24 @@ def writing_options(how: OwnText, n_threads: int | None = None) -> EngineOptions
     )
 
 
+_SPAN = 256
+"""Tokens whose probabilities are added up first: sampling looks for the span, then inside it."""
+
+
 def _sample(logits: NDArray[np.float32], temperature: float, rng: np.random.Generator) -> I32:
     """One token per row from softmax(logits / temperature), by inverting the cumulative distribution."""
-    shifted = (logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature)
-    cumulative = np.cumsum(np.exp(shifted), axis=1, dtype=np.float64)
-    wanted = rng.random(len(logits)) * cumulative[:, -1]
-    drawn = [np.searchsorted(row, point, side="right") for row, point in zip(cumulative, wanted, strict=True)]
-    return np.minimum(np.array(drawn, np.int32), np.int32(logits.shape[1] - 1))
+    weights = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
+    starts = np.arange(0, weights.shape[1], _SPAN)
+    spans = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1, dtype=np.float64)
+    wanted = rng.random(len(logits)) * spans[:, -1]
+    drawn = np.empty(len(logits), np.int32)
+    for i, (row, point) in enumerate(zip(weights, wanted, strict=True)):
+        span = min(int(np.searchsorted(spans[i], point, side="right")), len(starts) - 1)
+        before = spans[i, span - 1] if span else 0.0
+        inside = np.cumsum(row[starts[span] : starts[span] + _SPAN], dtype=np.float64)
+        place = int(np.searchsorted(inside, point - before, side="right"))
+        drawn[i] = starts[span] + min(place, len(inside) - 1)
+    return drawn
 
 
 def _ordinary_tokens(engine: ObservedEngine) -> I32:

@@ -7,7 +7,9 @@ input channel that error feedback cannot make good (from the second moments), an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,29 +87,24 @@ def weight_curves(
         CheckpointError: NaN or Inf in a weight.
         SplitQuantError: statistics that do not fit.
     """
-    # imported late: scipy takes its time, and the value split plans without it
-    from ..refining.metric import blas_threads, conditional_variances
-
-    known: dict[str, tuple[I64, F64]] = {}
+    inputs: dict[str, Future[tuple[I64, F64]]] = {}
     curves = []
     progress.start("planning", sum(t.n_params for t in tensors), "weights")
-    for tensor in tensors:
-        source = (statistics.input_of(tensor.name) if statistics else None) or ""
-        columns = tensor.shape[-1]
-        if not source:
-            order, variances = np.arange(columns), np.ones(columns)
-        elif source in known:
-            order, variances = known[source]
-        else:
-            assert statistics is not None
-            moments = statistics.matrix(tensor.name)
-            order = np.argsort(-diagonal_of(moments), kind="stable")
-            with blas_threads(1):  # sums, and so decisions, must not depend on the number of threads
-                variances = conditional_variances(moments, order)
-            known[source] = order, variances
-        density = variances * _column_power(tensor)[order]
-        curves.append((tensor, source, order, density))
-        progress.advance(tensor.n_params, tensor.name)
+    with _factoring() as pool:
+        named = [((statistics.input_of(t.name) if statistics else None) or "", t) for t in tensors]
+        for source, tensor in named:
+            if source and source not in inputs:
+                assert statistics is not None
+                inputs[source] = pool.submit(_salience, statistics, tensor.name)
+        for source, tensor in named:
+            columns = tensor.shape[-1]
+            power = _column_power(tensor)
+            if source:
+                order, variances = inputs[source].result()
+            else:
+                order, variances = np.arange(columns), np.ones(columns)
+            curves.append((tensor, source, order, variances * power[order]))
+            progress.advance(tensor.n_params, tensor.name)
     progress.finish()
     weights = _sensitivities([(t, float(d.sum())) for t, _, _, d in curves], statistics)
     return [
@@ -120,6 +117,29 @@ def weight_curves(
         )
         for (tensor, source, order, density), weight in zip(curves, weights, strict=True)
     ]
+
+
+@contextmanager
+def _factoring() -> Iterator[ThreadPoolExecutor]:
+    """Threads that factor second moments, two inputs at a time: more would cost memory. Each computes alone,
+    because sums, and so decisions, must not depend on the number of threads."""
+    # imported late: scipy takes its time, and the value split plans without it
+    from ..refining.metric import blas_threads
+
+    with blas_threads(1), ThreadPoolExecutor(2, thread_name_prefix="factor") as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _salience(statistics: InputStatistics, weight: str) -> tuple[I64, F64]:
+    """The channels of a weight's input, most salient first, and what error feedback leaves of each."""
+    from ..refining.metric import conditional_variances
+
+    moments = statistics.matrix(weight)
+    order = np.argsort(-diagonal_of(moments), kind="stable")
+    return order, conditional_variances(moments, order)
 
 
 def _sensitivities(

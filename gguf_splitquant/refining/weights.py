@@ -1,12 +1,14 @@
 """Error feedback for one model: finds each weight's input statistics and shares the factorizations.
 
 Weights that read one input (query, key and value; gate and up) come one after the other, so the factors of
-the last input are kept and no others.
+the last input are kept, and those of the next one may be made meanwhile: factoring uses one core.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,10 @@ from .metric import DAMPING, typical_salience
 
 
 class WeightRefiner:
-    """Quantizes the weights of one model.
+    """Quantizes the weights of one model. A context manager: leaving it ends the thread that looks ahead.
+
+    Linear algebra has to be held to one thread around it (:func:`~.metric.blas_threads`), since that is a
+    setting of the whole process and two threads use it here.
 
     Args:
         statistics: of the layer inputs; None, or a weight that they lack: every channel counts the same.
@@ -34,6 +39,28 @@ class WeightRefiner:
         self._threads = threads
         self._refiner: Refiner | None = None
         self._key: Any = None
+        self._expected: tuple[str, int, list[TypedCluster]] | None = None
+        self._ahead: tuple[Any, Future[Refiner]] | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="factor")
+
+    def __enter__(self) -> WeightRefiner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._background.shutdown(wait=True, cancel_futures=True)
+
+    def expect(
+        self,
+        name: str,
+        columns: int,
+        pieces: Sequence[tuple[GGMLQuantizationType, int]],
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Say which weight comes after the next one: its input is factored while that one is refined."""
+        if _by_feedback(pieces):
+            self._expected = name, columns, _clusters(columns, pieces, order)
 
     def refine(
         self,
@@ -57,13 +84,9 @@ class WeightRefiner:
         Raises:
             SplitQuantError: the statistics do not fit the weight.
         """
-        order = np.arange(weight.shape[1]) if order is None else order
-        edges = np.cumsum([0, *(width for _, width in pieces)])
-        clusters = [
-            TypedCluster(qtype, order[edges[i] : edges[i + 1]]) for i, (qtype, _) in enumerate(pieces)
-        ]
+        clusters = _clusters(weight.shape[1], pieces, order)
         packed: tuple[NDArray[np.uint8], ...]
-        if all(qtype in refinable() for qtype, _ in pieces):
+        if _by_feedback(pieces):
             packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
         else:
             packed = self._with_ggml(name, weight, clusters)
@@ -92,9 +115,39 @@ class WeightRefiner:
         return moments
 
     def _refiner_for(self, name: str, clusters: list[TypedCluster], columns: int) -> Refiner:
-        source = self._statistics.input_of(name) if self._statistics else None
-        key = (source, columns, [(c.qtype, c.channels.tobytes()) for c in clusters])
+        key = self._key_of(name, clusters, columns)
         if self._refiner is None or key != self._key:
-            self._refiner = Refiner(self._moments(name, columns), clusters, threads=self._threads)
+            self._refiner = None  # its factors are large: they go before others come
+            ahead, self._ahead = self._ahead, None
+            made = ahead is not None and ahead[0] == key
+            self._refiner = ahead[1].result() if ahead and made else self._make(name, clusters, columns)
             self._key = key
+        self._look_ahead()
         return self._refiner
+
+    def _look_ahead(self) -> None:
+        if self._expected is None or self._ahead is not None:
+            return
+        (name, columns, clusters), self._expected = self._expected, None
+        key = self._key_of(name, clusters, columns)
+        if key != self._key:
+            self._ahead = key, self._background.submit(self._make, name, clusters, columns)
+
+    def _make(self, name: str, clusters: list[TypedCluster], columns: int) -> Refiner:
+        return Refiner(self._moments(name, columns), clusters, threads=self._threads)
+
+    def _key_of(self, name: str, clusters: list[TypedCluster], columns: int) -> Any:
+        source = self._statistics.input_of(name) if self._statistics else None
+        return source, columns, [(c.qtype, c.channels.tobytes()) for c in clusters]
+
+
+def _by_feedback(pieces: Sequence[tuple[GGMLQuantizationType, int]]) -> bool:
+    return all(qtype in refinable() for qtype, _ in pieces)
+
+
+def _clusters(
+    columns: int, pieces: Sequence[tuple[GGMLQuantizationType, int]], order: NDArray[np.int64] | None
+) -> list[TypedCluster]:
+    order = np.arange(columns) if order is None else order
+    edges = np.cumsum([0, *(width for _, width in pieces)])
+    return [TypedCluster(qtype, order[edges[i] : edges[i + 1]]) for i, (qtype, _) in enumerate(pieces)]
