@@ -82,19 +82,17 @@ class _ProbedEngine(ObservedEngine):
 
     def _disturb(self, name: str, node: Tensor) -> None:
         outputs, inputs = rows_of(node), rows_of(tensor_at(node.src[1]))
-        length = len(outputs) // len(self.targets)
-        for i, target in enumerate(self.targets):
-            if target == name:
-                here = slice(i * length, (i + 1) * length)
-                outputs[here] += self._errors(name, inputs[here])
+        # making the errors takes longer than applying them: once for all sequences
+        here = np.repeat([target == name for target in self.targets], len(outputs) // len(self.targets))
+        outputs[here] += self._errors(name, inputs[here])
 
-    def disturbed_logits(self, tokens: I32, targets: Sequence[str | None]) -> F32:
-        """Logits of every position: float32 (sequences, length, vocabulary)."""
+    def disturbed_logits(self, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:
+        """Logits from position ``skip`` on: float32 (sequences, length - skip, vocabulary)."""
         self.targets = targets
         self.clear()
         sequences, positions = np.divmod(np.arange(tokens.size), tokens.shape[1])
-        logits = self.decode(tokens.reshape(-1), positions, sequences, True)
-        shaped: F32 = logits.reshape(*tokens.shape, -1)
+        logits = self.decode(tokens.reshape(-1), positions, sequences, positions >= skip)
+        shaped: F32 = logits.reshape(len(tokens), tokens.shape[1] - skip, -1)
         return shaped
 
     def __enter__(self) -> _ProbedEngine:
@@ -192,7 +190,7 @@ def row_scales(model: Path, names: Collection[str]) -> dict[str, F32]:
 
 
 def _log_probabilities(engine: _ProbedEngine, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:
-    logits = engine.disturbed_logits(tokens, targets)[:, min(skip, tokens.shape[1] - 1) :]
+    logits = engine.disturbed_logits(tokens, targets, min(skip, tokens.shape[1] - 1))
     logits = logits - logits.max(axis=-1, keepdims=True)
     result: F32 = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return result
