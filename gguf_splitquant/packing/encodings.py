@@ -64,9 +64,7 @@ class LinearEncoding:
         """Bytes of one row of ``columns`` values."""
         return columns // self.block_columns * self.block_bytes
 
-    def pack(
-        self, codes: NDArray[Any], grid: LinearGrid, table: NDArray[Any] | None = None
-    ) -> _Bytes:
+    def pack(self, codes: NDArray[Any], grid: LinearGrid, table: NDArray[Any] | None = None) -> _Bytes:
         """Pack codes.
 
         Args:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import RecipeError
 from ..planning.curves import InputStatistics, diagonal_of
 from .blocks import refinable
-from .feedback import Refiner, TypedCluster
+from .feedback import CHUNK_ROWS, Refiner, TypedCluster
 from .ggml import quantize_with_ggml
 from .metric import DAMPING, typical_salience
 
@@ -41,7 +41,7 @@ class WeightRefiner:
         weight: NDArray[np.float32],
         pieces: Sequence[tuple[GGMLQuantizationType, int]],
         order: NDArray[np.int64] | None = None,
-    ) -> tuple[tuple[NDArray[np.uint8], ...], float]:
+    ) -> tuple[tuple[NDArray[np.uint8], ...], list[float]]:
         """Quantize one weight, float32 ``(rows, columns)``.
 
         Args:
@@ -51,8 +51,8 @@ class WeightRefiner:
             order: input channel at each position; None: as they are.
 
         Returns:
-            The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of all.
-            Error feedback trades that figure for a smaller error of the layer's output.
+            The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of every
+            ``CHUNK_ROWS`` rows. Error feedback trades that figure for a smaller error of the layer's output.
 
         Raises:
             SplitQuantError: the statistics do not fit the weight.
@@ -67,11 +67,15 @@ class WeightRefiner:
             packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
         else:
             packed = self._with_ggml(name, weight, clusters)
-        error = 0.0
-        for cluster, part in zip(clusters, packed, strict=True):
-            difference = weight[:, cluster.channels] - quants.dequantize(part, cluster.qtype)
-            error += float(np.vdot(difference, difference))
-        return packed, error
+        errors = []
+        for start in range(0, len(weight), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            parts = [
+                sum_of_squares(weight[rows, c.channels] - quants.dequantize(part[rows], c.qtype))
+                for c, part in zip(clusters, packed, strict=True)
+            ]
+            errors.append(sum(parts))
+        return packed, errors
 
     def _with_ggml(
         self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster]
@@ -95,6 +99,12 @@ class WeightRefiner:
         source = self._statistics.input_of(name) if self._statistics else None
         key = (source, columns, [(c.qtype, c.channels.tobytes()) for c in clusters])
         if self._refiner is None or key != self._key:
+            self._refiner = None  # not the factors of two inputs at once
             self._refiner = Refiner(self._moments(name, columns), clusters, threads=self._threads)
             self._key = key
         return self._refiner
+
+
+def sum_of_squares(values: NDArray[np.float32]) -> float:
+    """In double precision, and not by BLAS: its sums depend on its threads."""
+    return float(np.sum(np.square(values, dtype=np.float64)))
