@@ -4,7 +4,7 @@ The bytes of the file do not depend on it: rows are quantized independently of e
 size is fixed, and errors are added up exactly. So a limit only chooses how many pieces are there at once.
 
 The limit counts the whole process as it is when tensors begin: interpreter, libraries, the model's header.
-The figures per weight were measured (``scripts/bench_memory.py``), with a fifth added.
+The figures below are peaks of whole processes, measured and rounded up by about a fifth.
 """
 
 from __future__ import annotations
@@ -29,14 +29,22 @@ from .splitting.histogram import SLAB_VALUES
 _REFINED_VALUES = 1 << 23
 """Values of a refined tensor in work without a limit, where its rows are short."""
 
-_COPIED = 14
-_COMPUTED = 44
+_COPIED, _COMPUTED = 14, 44
+"""Bytes per value of a slab: copied or looked up; and where codes are computed in float32."""
+
 _BINNED = 96 << 20
+"""Bytes for the bins of a large F32 tensor's histogram."""
+
 _REFINED = 34
+"""Bytes per value of the rows in work of a refined tensor: as read, in float32, as they are quantized."""
+
 _METRIC = 17
-_HEADROOM = 8 << 20
+"""Bytes per entry of a layer input's second moments: mapped, scaled, and factored."""
+
 _COMPILER = 72 << 20
 """What numba takes when it loads, or first compiles, the inner loops."""
+
+_HEADROOM = 8 << 20
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 _STOCK = ("--recipe", "stock", "--no-calibration", "--type")
 RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
-    "plain": (("--recipe", "plain"), "Q4_K_S"),
-    "paper": (("--recipe", "paper"), "Q4_K_S"),
+    "plain": (("--recipe", "plain"), "Q4_0"),
+    "paper": (("--recipe", "paper"), "Q4_0"),
     "Q4_0": ((*_STOCK, "Q4_0"), "Q4_0"),
     "Q4_K": ((*_STOCK, "Q4_K"), "Q4_K_S"),
 }
