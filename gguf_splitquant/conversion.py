@@ -140,8 +140,7 @@ class Conversion:
         power: list[float],
     ) -> None:
         """Quantize and write some rows; append sums of squares, of errors and of weights."""
-        from .refining.feedback import CHUNK_ROWS
-        from .refining.weights import sum_of_squares
+        from .refining.weights import ERROR_ROWS, sum_of_squares
 
         pieces = [(o.qtype, o.shape[-1]) for o in plan.sub_layers]
         order = plan.order.channels if plan.order else None
@@ -149,8 +148,8 @@ class Conversion:
         if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
             # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
             packed = []
-            for start in range(0, len(weight), CHUNK_ROWS):
-                some = weight[start : start + CHUNK_ROWS]
+            for start in range(0, len(weight), ERROR_ROWS):
+                some = weight[start : start + ERROR_ROWS]
                 packed.append(quants.quantize(some, pieces[0][0]))
                 lost.append(sum_of_squares(some - quants.dequantize(packed[-1], pieces[0][0])))
             slabs = [np.concatenate(packed)]
@@ -159,7 +158,7 @@ class Conversion:
             slabs = list(parts)
             lost.extend(errors)
         power.extend(
-            sum_of_squares(weight[start : start + CHUNK_ROWS]) for start in range(0, len(weight), CHUNK_ROWS)
+            sum_of_squares(weight[start : start + ERROR_ROWS]) for start in range(0, len(weight), ERROR_ROWS)
         )
         for output, slab in zip(plan.sub_layers, slabs, strict=True):
             self._sink.write(output.name, first * output.row_bytes, slab.data)

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from ..errors import RecipeError
 from ..planning.curves import InputStatistics, diagonal_of
 from .blocks import refinable
-from .feedback import CHUNK_ROWS, Refiner, TypedCluster
+from .feedback import Refiner, TypedCluster
 from .ggml import quantize_with_ggml
 from .metric import DAMPING, typical_salience
+
+ERROR_ROWS = 64
+"""Rows whose errors are one figure: divides the pieces of rows that are quantized together."""
 
 
 class WeightRefiner:
@@ -52,7 +55,7 @@ class WeightRefiner:
 
         Returns:
             The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of every
-            ``CHUNK_ROWS`` rows. Error feedback trades that figure for a smaller error of the layer's output.
+            ``ERROR_ROWS`` rows. Error feedback trades that figure for a smaller error of the layer's output.
 
         Raises:
             SplitQuantError: the statistics do not fit the weight.
@@ -68,8 +71,8 @@ class WeightRefiner:
         else:
             packed = self._with_ggml(name, weight, clusters)
         errors = []
-        for start in range(0, len(weight), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
+        for start in range(0, len(weight), ERROR_ROWS):
+            rows = slice(start, start + ERROR_ROWS)
             parts = [
                 sum_of_squares(weight[rows, c.channels] - quants.dequantize(part[rows], c.qtype))
                 for c, part in zip(clusters, packed, strict=True)
@@ -106,5 +109,5 @@ class WeightRefiner:
 
 
 def sum_of_squares(values: NDArray[np.float32]) -> float:
-    """In double precision, and not by BLAS: its sums depend on its threads."""
-    return float(np.sum(np.square(values, dtype=np.float64)))
+    """Of a matrix; in double precision, and not by BLAS: its sums depend on its threads."""
+    return float(np.einsum("ij,ij->", values, values, dtype=np.float64))
