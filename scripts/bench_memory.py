@@ -96,7 +96,7 @@ def watch(command: list[str], folder: Path) -> Peak:
     return Peak(
         anonymous,
         mapped,
-        max(total, 1024 * usage.ru_maxrss),
+        total,
         held,
         _on_disk(folder),
         time.monotonic() - began,
@@ -105,8 +105,11 @@ def watch(command: list[str], folder: Path) -> Peak:
 
 
 def _resident(pid: int) -> tuple[int, int, int]:
-    """Anonymous and mapped resident memory of a process, and their sum."""
-    fields = dict.fromkeys(("RssAnon", "RssFile", "RssShmem"), 0)
+    """Anonymous and mapped resident memory of a process, and the most of both together so far.
+
+    The usage that ``wait4`` reports would not do: it counts what this process held when it started the other.
+    """
+    fields = dict.fromkeys(("RssAnon", "RssFile", "RssShmem", "VmHWM"), 0)
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -114,8 +117,7 @@ def _resident(pid: int) -> tuple[int, int, int]:
                 fields[name] = 1024 * int(value.split()[0])
     except (FileNotFoundError, ProcessLookupError):
         pass
-    shared = fields["RssFile"] + fields["RssShmem"]
-    return fields["RssAnon"], shared, fields["RssAnon"] + shared
+    return fields["RssAnon"], fields["RssFile"] + fields["RssShmem"], fields["VmHWM"]
 
 
 def _on_disk(folder: Path) -> int:

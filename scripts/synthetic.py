@@ -52,6 +52,7 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 """config.json of each: the sizes of Llama 3.2 1B, Qwen3 4B and Qwen3 14B."""
 
 _ROWS = 4096
+_VALUES = 1 << 20
 
 
 def write_checkpoint(
@@ -88,8 +89,11 @@ def write_checkpoint(
         file.truncate(start + position)
         for name, shape in shapes.items():
             file.seek(start + header[name]["data_offsets"][0])
-            for first in range(0, _filled_rows(name, shape[0], filled), _ROWS):
-                rows = (min(_ROWS, shape[0] - first), *shape[1:])
+            wanted = _filled_rows(name, shape[0], filled)
+            # little at a time: the peak of a process counts what its parent held when it began
+            step = max(1, _VALUES // int(np.prod(shape[1:])))
+            for first in range(0, wanted, step):
+                rows = (min(step, wanted - first), *shape[1:])
                 weights = rng.standard_normal(rows, np.float32) * np.float32(0.02)
                 file.write((weights.view(np.uint32) >> 16).astype("<u2").tobytes())
 
