@@ -6,6 +6,7 @@ converted in any order, some of them or all, and a sink may write them or compar
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -26,11 +27,10 @@ from .progress import SILENT, Progress
 from .sources.model import to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
+from .working_set import WorkingSet, has_matrix
 
 if TYPE_CHECKING:
     from .refining.weights import WeightRefiner
-
-_EMBEDDING_ROWS = 8192
 
 
 class TensorSink(Protocol):
@@ -71,16 +71,23 @@ class Conversion:
         self._stop = threading.Event()
         self.relative_errors: dict[str, float] = {}
 
-    def run(self, tensors: Sequence[TensorPlan], threads: int) -> None:
-        """Convert ``tensors`` of the plan with so many threads; the bytes do not depend on their number.
+    def run(self, tensors: Sequence[TensorPlan], threads: int, memory_limit: int | None = None) -> None:
+        """Convert ``tensors`` of the plan.
+
+        Args:
+            tensors: some, or all.
+            threads: worker threads; the bytes do not depend on their number.
+            memory_limit: bytes that the process should stay below; nor do they depend on it.
 
         Raises:
             CheckpointError: NaN, Inf or values beyond f16's range in a weight; a file that ends early.
         """
+        simple = [t for t in tensors if not t.refined]
+        working = WorkingSet.under(memory_limit, self._plan, threads)
         total = sum(t.source.n_params * t.source.dtype.itemsize for t in tensors)
         self._progress.start("convert", total, "B")
-        with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
-            futures = [pool.submit(self._convert_tensor, t) for t in tensors if not t.refined]
+        with ThreadPoolExecutor(working.tensors(simple), thread_name_prefix="convert") as pool:
+            futures = [pool.submit(self._convert_tensor, t) for t in simple]
             try:
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             finally:
@@ -92,11 +99,11 @@ class Conversion:
                 if future in done:
                     future.result()
         self._stop.clear()
-        self._refine([t for t in tensors if t.refined], threads)
+        self._refine([t for t in tensors if t.refined], threads, memory_limit)
         self._progress.finish()
 
-    def _refine(self, tensors: Sequence[TensorPlan], threads: int) -> None:
-        """Quantize with error feedback, tensor by tensor."""
+    def _refine(self, tensors: Sequence[TensorPlan], threads: int, memory_limit: int | None) -> None:
+        """Quantize with error feedback, tensor by tensor, some rows at a time."""
         if not tensors:
             return
         # numba and its compiler: only for those who need them
@@ -104,44 +111,72 @@ class Conversion:
         from .refining.weights import WeightRefiner
 
         ordered = self._by_input(tensors)
+        working = WorkingSet.under(memory_limit, self._plan, threads)
         with blas_threads(1), WeightRefiner(self._statistics, threads) as refiner:
             for plan, following in zip_longest(ordered, ordered[1:]):
-                if following is not None:
-                    name, pieces, order = self._clusters(following)
-                    refiner.expect(name, following.source.shape[-1], pieces, order)
-                self._refine_tensor(refiner, plan)
+                # with a limit, not the factors of two inputs at once
+                if following is not None and memory_limit is None:
+                    pieces, order = _clusters(following)
+                    refiner.expect(self._reads(following), following.source.shape[-1], pieces, order)
+                self._refine_tensor(plan, refiner, working)
 
-    def _clusters(
-        self, plan: TensorPlan
-    ) -> tuple[str, list[tuple[GGMLQuantizationType, int]], NDArray[np.int64] | None]:
-        """The name under which the statistics know a weight, its clusters, and its channel order."""
-        # a tied embedding is the head too: what the head reads says which of its columns matter
-        head = plan.role is Role.EMBEDDING and self._tied_head
-        pieces = [(o.qtype, o.shape[-1]) for o in plan.sub_layers]
-        return HEAD if head else plan.source.name, pieces, plan.order.channels if plan.order else None
-
-    def _refine_tensor(self, refiner: WeightRefiner, plan: TensorPlan) -> None:
-        name, pieces, order = self._clusters(plan)
-        error = power = 0.0
-        experts = len(plan.source.shape) > 2
-        step = 1 if experts else plan.source.shape[0]
-        if plan.role is Role.EMBEDDING:
-            step = _EMBEDDING_ROWS  # the largest tensor by far
+    def _refine_tensor(self, plan: TensorPlan, refiner: WeightRefiner, working: WorkingSet) -> None:
+        lost: list[float] = []
+        power: list[float] = []
+        rows = working.rows(plan, has_matrix(self._statistics, self._reads(plan)))
+        # an entry of a stack of experts is read as a whole
+        step = 1 if len(plan.source.shape) > 2 else rows
         for first in range(0, plan.source.shape[0], step):
             raw = plan.source.read_rows(first, min(first + step, plan.source.shape[0]))
             check_finite(plan.source, first, raw)
-            weight = to_float32(raw, plan.source.dtype).reshape(-1, raw.shape[-1])
-            if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
-                # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
-                packed, lost = _rounded(weight, pieces[0][0])
-            else:
-                packed, lost = refiner.refine(name, weight, pieces, order)
-            self._write_slab(plan, first, list(packed))
-            error, power = error + lost, power + float(np.vdot(weight, weight))
+            matrix = raw.reshape(-1, raw.shape[-1])
+            above = first * len(matrix) // len(raw)
+            for start in range(0, len(matrix), rows):
+                self._refine_rows(plan, refiner, above + start, matrix[start : start + rows], lost, power)
             self._advance(plan, raw)
-        if plan.order is not None and len(plan.outputs) > len(pieces):
+        if plan.order is not None and len(plan.outputs) > len(plan.sub_layers):
             self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
-        self._record_error(plan, error / power if power else 0.0)
+        # exact sums: they do not depend on how many rows there were at a time
+        total = math.fsum(power)
+        self._record_error(plan, math.fsum(lost) / total if total else 0.0)
+
+    def _refine_rows(
+        self,
+        plan: TensorPlan,
+        refiner: WeightRefiner,
+        first: int,
+        raw: NDArray[Any],
+        lost: list[float],
+        power: list[float],
+    ) -> None:
+        """Quantize and write some rows; append sums of squares, of errors and of weights."""
+        from .refining.weights import ERROR_ROWS, sum_of_squares
+
+        pieces, order = _clusters(plan)
+        weight = to_float32(raw, plan.source.dtype)
+        if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
+            # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
+            packed = []
+            for start in range(0, len(weight), ERROR_ROWS):
+                some = weight[start : start + ERROR_ROWS]
+                packed.append(quants.quantize(some, pieces[0][0]))
+                lost.append(sum_of_squares(some - quants.dequantize(packed[-1], pieces[0][0])))
+            slabs = [np.concatenate(packed)]
+        else:
+            parts, errors = refiner.refine(self._reads(plan), weight, pieces, order)
+            slabs = list(parts)
+            lost.extend(errors)
+        power.extend(
+            sum_of_squares(weight[start : start + ERROR_ROWS]) for start in range(0, len(weight), ERROR_ROWS)
+        )
+        for output, slab in zip(plan.sub_layers, slabs, strict=True):
+            self._sink.write(output.name, first * output.row_bytes, slab.data)
+
+    def _reads(self, plan: TensorPlan) -> str:
+        """The name under which the statistics know a weight."""
+        # a tied embedding is the head too: what the head reads says which of its columns matter
+        head = plan.role is Role.EMBEDDING and self._tied_head
+        return HEAD if head else plan.source.name
 
     def _by_input(self, tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
         """Weights that read one input one after the other, so that they share its factorization."""
@@ -222,15 +257,6 @@ class Conversion:
             self._progress.advance(raw.nbytes, plan.source.name)
 
 
-def _rounded(
-    weight: NDArray[np.float32], qtype: GGMLQuantizationType
-) -> tuple[tuple[NDArray[np.uint8], ...], float]:
-    """Quantized as ggml's reference does, and the squared error."""
-    packed: NDArray[np.uint8] = quants.quantize(weight, qtype)
-    difference = weight - quants.dequantize(packed, qtype)
-    return (packed,), float(np.vdot(difference, difference))
-
-
 def _as_float(values: NDArray[np.float32], qtype: GGMLQuantizationType) -> NDArray[Any]:
     """Values in a float type of the file. Raises OverflowError where F16 would make them infinite."""
     with np.errstate(over="ignore"):
@@ -239,6 +265,14 @@ def _as_float(values: NDArray[np.float32], qtype: GGMLQuantizationType) -> NDArr
         largest = float(np.abs(values).max())
         raise OverflowError(f"holds values up to {largest:.4g}, beyond f16's largest, 65504")
     return data
+
+
+def _clusters(
+    plan: TensorPlan,
+) -> tuple[list[tuple[GGMLQuantizationType, int]], NDArray[np.int64] | None]:
+    """Type and width of a weight's clusters, and its channel order."""
+    pieces = [(o.qtype, o.shape[-1]) for o in plan.sub_layers]
+    return pieces, plan.order.channels if plan.order else None
 
 
 class _StoppedError(Exception):

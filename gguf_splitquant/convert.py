@@ -3,14 +3,15 @@
 Each tensor is read, clustered, packed and written slab by slab at its place in the file, several tensors at
 a time. Memory is a few slabs per thread, whatever the model's size, and the bytes do not depend on the
 number of threads. Tensors that are refined with error feedback come one at a time, with all threads on
-each, and are held as a whole (:mod:`.conversion`).
+each, some rows at a time (:mod:`.conversion`); the second moments of a layer's input and their factors are
+held as a whole. A memory limit chooses how much is in work at once (:mod:`.working_set`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from .planning.refined import RefinedPlan, plan_refined, refinable_tensors
 from .progress import SILENT, Progress
 from .recipe import Recipe
 from .sources.model import SourceModel
+from .working_set import check_limit, has_matrix
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,36 @@ def plan_file(
 def _linear_budget(model: SourceModel, recipe: Recipe) -> float:
     """Bits that a target size leaves for the linear layers, before the header is known."""
     tensors = {t.name for t in refinable_tensors(model, recipe)}
-    smallest = dataclasses.replace(recipe, layout="stock", target_size=None, qtype="Q8_0")
-    plan = make_plan(model, smallest)
+    plan = make_plan(model, _smallest(recipe))
     others = sum(t.nbytes for t in plan.tensors if t.source.name not in tensors)
     return 8.0 * ((recipe.target_size or 0) - others)
+
+
+def check_memory(
+    model: SourceModel, recipe: Recipe, memory_limit: int | None, full: Callable[[str], bool] | None = None
+) -> None:
+    """Raise RecipeError if the conversion cannot stay below ``memory_limit`` bytes; reads no weights.
+
+    Args:
+        model: the source.
+        recipe: how.
+        memory_limit: bytes for the whole process; None: no limit.
+        full: whether the statistics of a weight's input will be a matrix, by the weight's name; None: the
+            recipe says it.
+    """
+    if memory_limit is None:
+        return
+    if full is None:
+        measured = recipe.calibration in ("self", "text")
+        full = lambda _weight: measured  # noqa: E731
+    if recipe.refined:
+        recipe = _smallest(recipe)
+    check_limit(memory_limit, make_plan(model, recipe), full)
+
+
+def _smallest(recipe: Recipe) -> Recipe:
+    """A recipe that needs no choice of types, and refines the same weights."""
+    return dataclasses.replace(recipe, layout="stock", target_bpw=None, target_size=None, qtype="Q8_0")
 
 
 def convert(
@@ -106,6 +134,7 @@ def convert(
     max_shard_bytes: int | None = None,
     force: bool = False,
     threads: int | None = None,
+    memory_limit: int | None = None,
     progress: Progress = SILENT,
 ) -> ConversionReport:
     """Write a model as GGUF.
@@ -121,13 +150,16 @@ def convert(
         max_shard_bytes: size that no file exceeds, unless one tensor alone does; None: one file.
         force: replace what exists.
         threads: tensors in work at a time; all cores by default. The file does not depend on it.
+        memory_limit: bytes that the process stays below, or says that it cannot; None: no limit. The file
+            does not depend on it.
         progress: told of every slab, in bytes of the checkpoint.
 
     Raises:
         OutputError: ``out`` cannot be written.
         CheckpointError: NaN, Inf or values beyond f16's range in a weight; a file that ends early.
-        RecipeError: the target is too small for this model.
+        RecipeError: the target is too small for this model, or the memory limit for one of its tensors.
     """
+    check_memory(model, recipe, memory_limit, lambda weight: has_matrix(statistics, weight))
     if max_shard_bytes is None:
         check_target(out, 0, force=force)
     plan, layout, chosen = plan_file(
@@ -140,9 +172,9 @@ def convert(
     )
     with PartialModel(out, layout, force=force) as file:
         work = Conversion(plan, file, statistics, model.tied_head, progress)
-        work.run(plan.tensors, threads or os.cpu_count() or 1)
+        work.run(plan.tensors, threads or os.cpu_count() or 1, memory_limit)
         file.commit(file_metadata(model, plan, work.relative_errors), model.architecture)
     return ConversionReport(file.paths[0], file.paths, layout.total_bytes, plan, work.relative_errors, chosen)
 
 
-__all__ = ["ConversionReport", "convert", "plan_file"]
+__all__ = ["ConversionReport", "check_memory", "convert", "plan_file"]

@@ -23,7 +23,7 @@ from gguf_splitquant.calibration.checkpoint import calibrate_model
 from gguf_splitquant.convert import convert, plan_file
 from gguf_splitquant.recipe import RECIPES
 from gguf_splitquant.sources import open_model
-from scripts.bench_convert import write_checkpoint
+from scripts.synthetic import write_checkpoint
 
 
 class PhaseTimer:
@@ -48,7 +48,7 @@ class PhaseTimer:
 def bench(folder: Path, layers: int, recipe: str) -> None:
     checkpoint = folder / f"llama-3.2-1b-shape-{layers}"
     if not checkpoint.is_dir():
-        write_checkpoint(checkpoint, layers)
+        write_checkpoint(checkpoint, layers=layers)
     timer, chosen = PhaseTimer(), RECIPES[recipe]
     wall, cpu = time.monotonic(), time.process_time()
     model = open_model(checkpoint)

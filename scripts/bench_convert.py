@@ -2,16 +2,18 @@
 
 The checkpoint has the shapes of Llama 3.2 1B in BF16 with synthetic weights (right for time, meaningless for
 quality) and the tokenizer of a small real model. Ours goes from the Hugging Face folder to the final file in
-one process; the peer writes a 16-bit GGUF and quantizes it to Q4_0. Rounds are interleaved; medians and the
-ratio are printed. Run it from an environment with the test extra::
+one process; the peer writes a 16-bit GGUF and quantizes it to a type of the same size. ``copy`` is the floor:
+the checkpoint read and written once, and flushed to disk as our writer does. Rounds are interleaved; medians
+and ratios are printed. Run it from an environment with the test extra::
 
-    python scripts/bench_convert.py --rounds 3
+    python scripts/bench_convert.py --rounds 3 --profile                           # pip install py-spy
+    python scripts/bench_convert.py --rounds 3 --layers 2 --recipes Q4_0 Q4_K      # error feedback's search
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import collections
 import os
 import shutil
 import statistics
@@ -22,34 +24,24 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gguf_splitquant.runtime.build import build_runtime
 from gguf_splitquant.runtime.builds import BuildSpec
 from gguf_splitquant.runtime.sdist import extract_llama_cpp, fetch_sdist
-from scripts.real_models import stories15m
+from scripts.synthetic import write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
-LLAMA_3_2_1B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
+_STOCK = ("--recipe", "stock", "--no-calibration", "--type")
+RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
+    "plain": (("--recipe", "plain"), "Q4_0"),
+    "paper": (("--recipe", "paper"), "Q4_0"),
+    "Q4_0": ((*_STOCK, "Q4_0"), "Q4_0"),
+    "Q4_K": ((*_STOCK, "Q4_K"), "Q4_K_S"),
 }
+"""Options of each, and the type that llama-quantize is asked for beside it."""
 
 
 @dataclass(frozen=True)
@@ -74,106 +66,91 @@ def measure(command: list[str], log: Path) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
-def write_checkpoint(folder: Path, layers: int = 16) -> None:
-    """A BF16 checkpoint of normally distributed weights, written tensor by tensor."""
-    config = {**LLAMA_3_2_1B, "num_hidden_layers": layers}
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    kv = config["num_key_value_heads"] * config["head_dim"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
-    for i in range(layers):
-        layer = f"model.layers.{i}"
-        shapes |= {
-            f"{layer}.input_layernorm.weight": (hidden,),
-            f"{layer}.mlp.down_proj.weight": (hidden, inner),
-            f"{layer}.mlp.gate_proj.weight": (inner, hidden),
-            f"{layer}.mlp.up_proj.weight": (inner, hidden),
-            f"{layer}.post_attention_layernorm.weight": (hidden,),
-            f"{layer}.self_attn.k_proj.weight": (kv, hidden),
-            f"{layer}.self_attn.o_proj.weight": (hidden, hidden),
-            f"{layer}.self_attn.q_proj.weight": (hidden, hidden),
-            f"{layer}.self_attn.v_proj.weight": (kv, hidden),
-        }
-    shapes["model.norm.weight"] = (hidden,)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    tokenizer = stories15m()
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        shutil.copy(tokenizer / name, folder / name)
-    header, position = {}, 0
-    for name, shape in shapes.items():
-        size = 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    rng = np.random.default_rng(0)
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for shape in shapes.values():
-            for start in range(0, shape[0], 4096):
-                rows = (min(4096, shape[0] - start), *shape[1:])
-                weights = rng.standard_normal(rows, np.float32) * np.float32(0.02)
-                file.write((weights.view(np.uint32) >> 16).astype("<u2").tobytes())
-
-
-def report(name: str, runs: list[Run], baseline: list[Run] | None = None) -> None:
+def report(name: str, runs: list[Run], pair: list[Run] | None = None, floor: list[Run] | None = None) -> None:
     wall = statistics.median(r.wall for r in runs)
     spread = f"{min(r.wall for r in runs):.1f}-{max(r.wall for r in runs):.1f}"
     cpu = statistics.median(r.cpu for r in runs)
     peak = max(r.peak for r in runs) / 1e9
-    ratio = f"  {wall / statistics.median(r.wall for r in baseline):5.2f}" if baseline else ""
-    print(f"{name:<34} {wall:7.1f} ({spread})  {cpu:7.1f}  {peak:6.2f}{ratio}")
+    ratios = "".join(f"  {_ratio(runs, other):7.2f}" if other else "" for other in (pair, floor))
+    print(f"{name:<34} {wall:7.1f} {f'({spread})':>14} {cpu:7.1f}  {peak:6.2f}{ratios}")
 
 
-def bench(rounds: int, recipes: list[str], folder: Path) -> None:
-    checkpoint, log = folder / "llama-3.2-1b-shape", folder / "log"
+def _ratio(runs: list[Run], others: list[Run]) -> float:
+    """The median over rounds: what disturbs a round disturbs both."""
+    return statistics.median(a.wall / b.wall for a, b in zip(runs, others, strict=True))
+
+
+def profile(command: list[str], folder: Path) -> None:
+    """Where the threads that convert spend their time, waiting included, by the innermost line of ours."""
+    raw = folder / "profile"
+    spy = shutil.which("py-spy")
+    if spy is None:
+        sys.exit("--profile needs py-spy: pip install py-spy")
+    record = [spy, "record", "--format", "raw", "--threads", "--rate", "100", "--output", str(raw), "--"]
+    subprocess.run([*record, *command], cwd=ROOT, check=True, capture_output=True)
+    lines: collections.Counter[str] = collections.Counter()
+    for sample in raw.read_text().splitlines():
+        stack, _, count = sample.rpartition(" ")
+        ours = [frame for frame in stack.split(";") if "gguf_splitquant/" in frame]
+        if ours and "convert_" in stack.split(";")[0]:
+            lines[ours[-1]] += int(count)
+    for line, count in lines.most_common(8):
+        print(f"  {100 * count / lines.total():5.1f} %  {line}")
+
+
+def bench(rounds: int, recipes: list[str], layers: int, folder: Path, profiled: bool) -> None:
+    checkpoint, log = folder / f"llama-3.2-1b-shape-{layers}", folder / "log"
     if not checkpoint.is_dir():
-        write_checkpoint(checkpoint)
+        write_checkpoint(checkpoint, layers=layers)
     sources = folder / "llama.cpp"
     if not sources.is_dir():
         extract_llama_cpp(fetch_sdist(folder), sources)
     quantizer = build_runtime(BuildSpec(patched=False, tools=True)).build.lib_dir / "llama-quantize"
-    ours: dict[str, list[Run]] = {recipe: [] for recipe in recipes}
-    to_float: list[Run] = []
-    to_q4: list[Run] = []
+    types = list(dict.fromkeys(RECIPES[recipe][1] for recipe in recipes))
+    runs: dict[str, list[Run]] = collections.defaultdict(list)
+    out, wide = folder / "out.gguf", folder / "wide.gguf"
+    converter = [sys.executable, str(sources / "convert_hf_to_gguf.py"), str(checkpoint)]
+    commands = {
+        recipe: [sys.executable, "convert_splitquant.py", str(checkpoint), str(out), *RECIPES[recipe][0]]
+        for recipe in recipes
+    }
     for _ in range(rounds):
+        copy = ["dd", f"if={checkpoint / 'model.safetensors'}", f"of={out}", "bs=2M", "conv=fsync"]
+        runs["copy"].append(measure(copy, log))
+        out.unlink()
         for recipe in recipes:
-            out = folder / f"{recipe}.gguf"
-            ours[recipe].append(
-                measure(
-                    [sys.executable, "convert_splitquant.py", str(checkpoint), str(out), "--recipe", recipe],
-                    log,
-                )
-            )
+            runs[recipe].append(measure(commands[recipe], log))
             out.unlink()
-        wide, narrow = folder / "peer-bf16.gguf", folder / "peer-q4_0.gguf"
-        to_float.append(
-            measure(
-                [
-                    sys.executable,
-                    str(sources / "convert_hf_to_gguf.py"),
-                    str(checkpoint),
-                    "--outtype",
-                    "bf16",
-                    "--outfile",
-                    str(wide),
-                ],
-                log,
-            )
-        )
-        to_q4.append(measure([str(quantizer), str(wide), str(narrow), "Q4_0", str(os.cpu_count())], log))
+        runs["converter"].append(measure([*converter, "--outtype", "bf16", "--outfile", str(wide)], log))
+        for qtype in types:
+            threads = str(os.cpu_count())
+            runs[qtype + " alone"].append(measure([str(quantizer), str(wide), str(out), qtype, threads], log))
+            out.unlink()
         wide.unlink()
-        narrow.unlink()
-    pair = [
-        Run(a.wall + b.wall, a.cpu + b.cpu, max(a.peak, b.peak)) for a, b in zip(to_float, to_q4, strict=True)
-    ]
-    print(f"{os.cpu_count()} cores, {rounds} rounds, Llama-3.2-1B shapes, BF16")
-    print(f"{'':<34} {'wall s':>7} (min-max)  {'CPU s':>7}  {'GB RSS':>6}  ratio to the pair")
+    machine = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(f"{machine}, {rounds} rounds, Llama-3.2-1B shapes, {layers} layers, BF16")
+    print(
+        f"{'':<34} {'wall s':>7} {'(min-max)':>14} {'CPU s':>7}  {'GB RSS':>6}"
+        f"  {'to pair':>7}  {'to copy':>7}"
+    )
+    report("copy (dd, flushed to disk)", runs["copy"])
     for recipe in recipes:
-        report(f"gguf-splitquant --recipe {recipe}", ours[recipe], pair)
-    report("convert_hf_to_gguf.py bf16", to_float)
-    report("llama-quantize Q4_0", to_q4)
-    report("the pair", pair)
+        pair = _pairs(runs["converter"], runs[RECIPES[recipe][1] + " alone"])
+        report(f"gguf-splitquant {recipe}", runs[recipe], pair, runs["copy"])
+    report("convert_hf_to_gguf.py bf16", runs["converter"])
+    for qtype in types:
+        report(f"llama-quantize {qtype}", runs[qtype + " alone"])
+    if profiled:
+        for recipe in recipes:
+            print(f"{recipe}: where the threads that convert are")
+            profile(commands[recipe], folder)
+            out.unlink()
+
+
+def _pairs(first: list[Run], second: list[Run]) -> list[Run]:
+    return [
+        Run(a.wall + b.wall, a.cpu + b.cpu, max(a.peak, b.peak)) for a, b in zip(first, second, strict=True)
+    ]
 
 
 if __name__ == "__main__":
@@ -181,14 +158,17 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--recipes", nargs="+", default=["plain", "paper"])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["plain", "paper"])
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--profile", action="store_true", help="once more each, watched by py-spy")
     parser.add_argument(
         "--folder", type=Path, help="keep the checkpoint here (3 GB; 8 GB needed while it runs)"
     )
     arguments = parser.parse_args()
+    chosen = (arguments.rounds, arguments.recipes, arguments.layers)
     if arguments.folder:
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        bench(arguments.rounds, arguments.recipes, arguments.folder)
+        bench(*chosen, arguments.folder, arguments.profile)
     else:
         with tempfile.TemporaryDirectory(prefix="bench-convert-") as temporary:
-            bench(arguments.rounds, arguments.recipes, Path(temporary))
+            bench(*chosen, Path(temporary), arguments.profile)

@@ -62,7 +62,7 @@ def _source(args: argparse.Namespace, files: ExitStack) -> tuple[Path, str]:
 
 
 def _convert(args: argparse.Namespace, recipe: Recipe, source: Path, repository: str) -> int:
-    from ..convert import convert, plan_file
+    from ..convert import check_memory, convert, plan_file
     from ..gguf_io.writer import check_target
     from ..planning.refined import read_plan
     from ..sources import open_model
@@ -75,6 +75,8 @@ def _convert(args: argparse.Namespace, recipe: Recipe, source: Path, repository:
         print(f"warning: {note}", file=sys.stderr)
     if repository:
         model = with_source(model, repository)
+    # before a calibration that takes minutes
+    check_memory(model, recipe, args.memory_limit)
     progress = ProgressBar()
     statistics = _statistics(model, recipe, args, progress) if recipe.refined else None
     refined = read_plan(args.use_plan, model, recipe, statistics) if args.use_plan else None
@@ -101,6 +103,7 @@ def _convert(args: argparse.Namespace, recipe: Recipe, source: Path, repository:
         max_shard_bytes=shard,
         force=args.force,
         threads=args.threads,
+        memory_limit=args.memory_limit,
         progress=progress,
     )
     print_summary(report, time.monotonic() - started, args.model)

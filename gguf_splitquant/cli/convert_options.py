@@ -106,6 +106,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="tensors in work at a time (default: all cores)"
     )
+    parser.add_argument(
+        "--memory-limit",
+        type=_size,
+        metavar="SIZE",
+        help="stay below this: 800MB, 4GiB. Calibration takes what llama.cpp takes to run the model",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--max-shard-size", type=_size, metavar="SIZE", help="several files, none larger: 2GB, 500MiB"

@@ -38,11 +38,17 @@ class LinearEncoding:
     Attributes:
         bits: width of the codes.
         scale_bits: significant bits that a two-sided group's scale may have.
+        lanes: codes per byte of the carrier.
+        run: columns between the codes of one byte.
+        first_code: place of the first code byte in a block.
     """
 
     bits: int
     scale_bits: int
     qtype: ClassVar[GGMLQuantizationType]
+    lanes: ClassVar[int]
+    run: ClassVar[int]
+    first_code: ClassVar[int]
 
     @property
     def block_columns(self) -> int:
@@ -58,12 +64,14 @@ class LinearEncoding:
         """Bytes of one row of ``columns`` values."""
         return columns // self.block_columns * self.block_bytes
 
-    def pack(self, codes: NDArray[Any], grid: LinearGrid) -> _Bytes:
+    def pack(self, codes: NDArray[Any], grid: LinearGrid, table: NDArray[Any] | None = None) -> _Bytes:
         """Pack codes.
 
         Args:
-            codes: ``(rows, columns)``, columns a multiple of :attr:`block_columns`.
+            codes: ``(rows, columns)``, columns a multiple of :attr:`block_columns`: 8-bit, or unsigned
+                indices into ``table``.
             grid: one entry per block, shape broadcastable to ``(rows, blocks)``.
+            table: 8-bit codes; None: ``codes`` are the codes themselves.
 
         Returns:
             uint8 ``(rows, row_bytes)``.
@@ -71,6 +79,9 @@ class LinearEncoding:
         Raises:
             ValueError: the columns do not fill whole blocks.
         """
+        # numba takes its time, and planning needs only sizes
+        from .kernels import pack_codes
+
         rows, columns = codes.shape
         if columns % self.block_columns:
             raise ValueError(
@@ -80,12 +91,22 @@ class LinearEncoding:
         scale = np.broadcast_to(grid.scale, (rows, blocks)).astype("<f2")
         zero = np.broadcast_to(grid.zero, (rows, blocks)).astype(np.uint8)
         out = np.empty((rows, blocks, self.block_bytes), np.uint8)
-        self._pack_blocks(codes.reshape(rows, blocks, self.block_columns), scale, zero, out)
+        self._pack_scales(scale, zero, out)
+        if table is None:
+            codes, table = codes.view(np.uint8), np.arange(256, dtype=np.uint8)
+        groups = self.block_columns // (self.lanes * self.run)
+        first = self.first_code
+        pack_codes(
+            np.ascontiguousarray(codes).reshape(rows * blocks, groups, self.lanes, self.run),
+            table.view(np.uint8),
+            out.reshape(rows * blocks, -1)[:, first : first + groups * self.run].reshape(
+                rows * blocks, groups, self.run
+            ),
+        )
         return out.reshape(rows, blocks * self.block_bytes)
 
-    def _pack_blocks(
-        self, codes: NDArray[Any], scale: NDArray[np.float16], zero: _Bytes, out: _Bytes
-    ) -> None:
+    def _pack_scales(self, scale: NDArray[np.float16], zero: _Bytes, out: _Bytes) -> None:
+        """Write all but the codes; scale and zero ``(rows, blocks)``, out ``(rows, blocks, block_bytes)``."""
         raise NotImplementedError
 
 
@@ -96,57 +117,41 @@ def _as_bytes(halves: NDArray[np.float16]) -> _Bytes:
 
 class _Q8_0(LinearEncoding):
     qtype = GGMLQuantizationType.Q8_0
+    lanes, run, first_code = 1, 32, 2
 
-    def _pack_blocks(
-        self, codes: NDArray[Any], scale: NDArray[np.float16], zero: _Bytes, out: _Bytes
-    ) -> None:
+    def _pack_scales(self, scale: NDArray[np.float16], zero: _Bytes, out: _Bytes) -> None:
         out[..., :2] = _as_bytes(scale)
-        out[..., 2:] = codes.view(np.uint8)
 
 
 class _Q4_1(LinearEncoding):
     qtype = GGMLQuantizationType.Q4_1
+    lanes, run, first_code = 2, 16, 4
 
-    def _pack_blocks(
-        self, codes: NDArray[Any], scale: NDArray[np.float16], zero: _Bytes, out: _Bytes
-    ) -> None:
+    def _pack_scales(self, scale: NDArray[np.float16], zero: _Bytes, out: _Bytes) -> None:
         offset = -scale.astype(np.float32) * zero
         out[..., :2] = _as_bytes(scale)
         out[..., 2:4] = _as_bytes(offset.astype("<f2"))
-        np.left_shift(codes[..., 16:], 4, out=out[..., 4:])
-        out[..., 4:] |= codes[..., :16]
 
 
 class _Q4_K(LinearEncoding):
     qtype = GGMLQuantizationType.Q4_K
+    lanes, run, first_code = 2, 32, 16
 
-    def _pack_blocks(
-        self, codes: NDArray[Any], scale: NDArray[np.float16], zero: _Bytes, out: _Bytes
-    ) -> None:
+    def _pack_scales(self, scale: NDArray[np.float16], zero: _Bytes, out: _Bytes) -> None:
         out[..., :2] = _as_bytes(scale)
         out[..., 2:4] = _as_bytes(scale)
         # twelve bytes hold eight 6-bit scales and minima; values below 16 need no high bits
         out[..., 4:8] = 1
         out[..., 8:12] = zero[..., np.newaxis]
         out[..., 12:16] = (zero << np.uint8(4) | np.uint8(1))[..., np.newaxis]
-        pairs = codes.reshape(*codes.shape[:-1], 4, 2, 32)
-        packed = out[..., 16:].reshape(*codes.shape[:-1], 4, 32)
-        np.bitwise_or(pairs[..., 0, :], pairs[..., 1, :] << np.uint8(4), out=packed)
-        out[..., 16:] = packed.reshape(*codes.shape[:-1], 128)
 
 
 class _Q2_K(LinearEncoding):
     qtype = GGMLQuantizationType.Q2_K
+    lanes, run, first_code = 4, 32, 16
 
-    def _pack_blocks(
-        self, codes: NDArray[Any], scale: NDArray[np.float16], zero: _Bytes, out: _Bytes
-    ) -> None:
+    def _pack_scales(self, scale: NDArray[np.float16], zero: _Bytes, out: _Bytes) -> None:
         out[..., :16] = (zero << np.uint8(4) | np.uint8(1))[..., np.newaxis]
-        quarters = codes.reshape(*codes.shape[:-1], 2, 4, 32)
-        packed = quarters[..., 0, :].copy()
-        for shift in (1, 2, 3):
-            packed |= quarters[..., shift, :] << np.uint8(2 * shift)
-        out[..., 16:80] = packed.reshape(*codes.shape[:-1], 64)
         out[..., 80:82] = _as_bytes(scale)
         out[..., 82:84] = _as_bytes(scale)
 

@@ -74,9 +74,9 @@ class SubLayerPacker:
             For each sub-layer, uint8 ``(rows, row_bytes)``.
         """
         if self._tables:
-            index = raw.view(np.uint16).astype(np.intp)
+            patterns = raw.view(np.uint16)
             return [
-                self._encoding.pack(np.take(table, index), self._tensor_grids[c])
+                self._encoding.pack(patterns, self._tensor_grids[c], table)
                 for c, table in enumerate(self._tables)
             ]
         values = to_float32(raw, self._dtype)

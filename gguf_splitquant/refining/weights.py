@@ -22,6 +22,9 @@ from .feedback import Refiner, TypedCluster
 from .ggml import quantize_with_ggml
 from .metric import DAMPING, typical_salience
 
+ERROR_ROWS = 64
+"""Rows whose errors are one figure: divides the pieces of rows that are quantized together."""
+
 
 class WeightRefiner:
     """Quantizes the weights of one model. A context manager: leaving it ends the thread that looks ahead.
@@ -68,7 +71,7 @@ class WeightRefiner:
         weight: NDArray[np.float32],
         pieces: Sequence[tuple[GGMLQuantizationType, int]],
         order: NDArray[np.int64] | None = None,
-    ) -> tuple[tuple[NDArray[np.uint8], ...], float]:
+    ) -> tuple[tuple[NDArray[np.uint8], ...], list[float]]:
         """Quantize one weight, float32 ``(rows, columns)``.
 
         Args:
@@ -78,8 +81,8 @@ class WeightRefiner:
             order: input channel at each position; None: as they are.
 
         Returns:
-            The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of all.
-            Error feedback trades that figure for a smaller error of the layer's output.
+            The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of every
+            ``ERROR_ROWS`` rows. Error feedback trades that figure for a smaller error of the layer's output.
 
         Raises:
             SplitQuantError: the statistics do not fit the weight.
@@ -90,11 +93,15 @@ class WeightRefiner:
             packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
         else:
             packed = self._with_ggml(name, weight, clusters)
-        error = 0.0
-        for cluster, part in zip(clusters, packed, strict=True):
-            difference = weight[:, cluster.channels] - quants.dequantize(part, cluster.qtype)
-            error += float(np.vdot(difference, difference))
-        return packed, error
+        errors = []
+        for start in range(0, len(weight), ERROR_ROWS):
+            rows = slice(start, start + ERROR_ROWS)
+            parts = [
+                sum_of_squares(weight[rows, c.channels] - quants.dequantize(part[rows], c.qtype))
+                for c, part in zip(clusters, packed, strict=True)
+            ]
+            errors.append(sum(parts))
+        return packed, errors
 
     def _with_ggml(
         self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster]
@@ -151,3 +158,8 @@ def _clusters(
     order = np.arange(columns) if order is None else order
     edges = np.cumsum([0, *(width for _, width in pieces)])
     return [TypedCluster(qtype, order[edges[i] : edges[i + 1]]) for i, (qtype, _) in enumerate(pieces)]
+
+
+def sum_of_squares(values: NDArray[np.float32]) -> float:
+    """Of a matrix; in double precision, and not by BLAS: its sums depend on its threads."""
+    return float(np.einsum("ij,ij->", values, values, dtype=np.float64))

@@ -77,12 +77,17 @@ class ValueHistogram:
         """Count a tensor's values slab by slab. Raises CheckpointError on NaN or Inf."""
         if tensor.dtype is FloatType.F32:
             return cls._of_f32(tensor)
+        # numba takes its time, and planning counts nothing
+        from .kernels import count_patterns
+
         counts = np.zeros(1 << 16, np.int64)
-        for first_row, raw in row_slabs(tensor):
-            check_finite(tensor, first_row, raw)
-            counts += np.bincount(raw.view(np.uint16).ravel(), minlength=1 << 16)
+        for _, raw in row_slabs(tensor):
+            count_patterns(raw.view(np.uint16).ravel(), counts)
         patterns = np.flatnonzero(counts).astype(np.uint16)
         raw_values = patterns if tensor.dtype is FloatType.BF16 else patterns.view(np.float16)
+        if _not_finite(raw_values, tensor.dtype).any():
+            for first_row, raw in row_slabs(tensor):  # once more, to say where
+                check_finite(tensor, first_row, raw)
         values = to_float32(raw_values, tensor.dtype).astype(np.float64)
         return cls._merged(values, counts[patterns], exact=True)
 

@@ -174,3 +174,15 @@ def test_existing_output_needs_force(stories15m: Path, tmp_path: Path) -> None:
     assert (done.returncode, out.read_bytes()) == (2, b"mine")
     assert "--force" in done.stderr
     assert convert(stories15m, out, "--recipe", "plain", "--force").returncode == 0
+
+
+def test_a_memory_limit_that_is_too_small_is_refused_before_the_calibration(
+    stories15m: Path, tmp_path: Path
+) -> None:
+    refused = convert(stories15m, tmp_path / "none.gguf", "--memory-limit", "20MB")
+    assert refused.returncode == 2
+    assert "memory limit: 20,000,000 bytes are too few" in refused.stderr
+    assert "MB or more" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = convert(stories15m, tmp_path / "out.gguf", "--recipe", "paper", "--memory-limit", "2GB")
+    assert done.returncode == 0, done.stderr
