@@ -118,7 +118,7 @@ class Conversion:
                     # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
                     packed, lost = _rounded(weight, pieces[0][0])
                 else:
-                    packed, lost = refiner.refine(name, weight, pieces, order)
+                    packed, lost = refiner.refine(name, weight, pieces, order, first if experts else None)
                 self._write_slab(plan, first, list(packed))
                 error, power = error + lost, power + float(np.vdot(weight, weight))
                 self._advance(plan, raw)

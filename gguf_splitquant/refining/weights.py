@@ -41,6 +41,7 @@ class WeightRefiner:
         weight: NDArray[np.float32],
         pieces: Sequence[tuple[GGMLQuantizationType, int]],
         order: NDArray[np.int64] | None = None,
+        expert: int | None = None,
     ) -> tuple[tuple[NDArray[np.uint8], ...], float]:
         """Quantize one weight, float32 ``(rows, columns)``.
 
@@ -49,6 +50,7 @@ class WeightRefiner:
             weight: the values.
             pieces: type and number of channels of each cluster, in ``order``.
             order: input channel at each position; None: as they are.
+            expert: which of a stack's experts the weight is.
 
         Returns:
             The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of all.
@@ -58,15 +60,17 @@ class WeightRefiner:
             SplitQuantError: the statistics do not fit the weight.
         """
         order = np.arange(weight.shape[1]) if order is None else order
+        if self._statistics is None or self._statistics.experts(name) is None:
+            expert = None  # without statistics of their own, the experts of a stack share the factors
         edges = np.cumsum([0, *(width for _, width in pieces)])
         clusters = [
             TypedCluster(qtype, order[edges[i] : edges[i + 1]]) for i, (qtype, _) in enumerate(pieces)
         ]
         packed: tuple[NDArray[np.uint8], ...]
         if all(qtype in refinable() for qtype, _ in pieces):
-            packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
+            packed = self._refiner_for(name, clusters, weight.shape[1], expert).refine(weight).packed
         else:
-            packed = self._with_ggml(name, weight, clusters)
+            packed = self._with_ggml(name, weight, clusters, expert)
         error = 0.0
         for cluster, part in zip(clusters, packed, strict=True):
             difference = weight[:, cluster.channels] - quants.dequantize(part, cluster.qtype)
@@ -74,27 +78,30 @@ class WeightRefiner:
         return packed, error
 
     def _with_ggml(
-        self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster]
+        self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster], expert: int | None
     ) -> tuple[NDArray[np.uint8], ...]:
-        salience = diagonal_of(self._moments(name, weight.shape[1])).astype(np.float32)
+        salience = diagonal_of(self._moments(name, weight.shape[1], expert)).astype(np.float32)
         importance = salience + np.float32(DAMPING * typical_salience(salience))
         return tuple(
             quantize_with_ggml(weight[:, c.channels], c.qtype, importance[c.channels], self._threads)
             for c in clusters
         )
 
-    def _moments(self, name: str, columns: int) -> NDArray[Any]:
+    def _moments(self, name: str, columns: int, expert: int | None) -> NDArray[Any]:
         if self._statistics is None or self._statistics.input_of(name) is None:
             return np.ones(columns, np.float32)
-        moments = self._statistics.matrix(name)
+        moments = self._statistics.matrix(name, expert)
         if moments.shape[0] != columns:
             raise RecipeError(name, f"has {columns} input channels, its statistics {moments.shape[0]}")
         return moments
 
-    def _refiner_for(self, name: str, clusters: list[TypedCluster], columns: int) -> Refiner:
+    def _refiner_for(
+        self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None
+    ) -> Refiner:
         source = self._statistics.input_of(name) if self._statistics else None
-        key = (source, columns, [(c.qtype, c.channels.tobytes()) for c in clusters])
+        key = (source, expert, columns, [(c.qtype, c.channels.tobytes()) for c in clusters])
         if self._refiner is None or key != self._key:
-            self._refiner = Refiner(self._moments(name, columns), clusters, threads=self._threads)
+            moments = self._moments(name, columns, expert)
+            self._refiner = Refiner(moments, clusters, threads=self._threads)
             self._key = key
         return self._refiner
