@@ -50,7 +50,7 @@ too, whose pre-tokenizer has to be found.
 - **logits**: llama.cpp, unpatched, computes from our F32 file what transformers computes, to 1e-3.
 - **split file**: so does the patched one from every linear layer in two sub-layers, unquantized.
 - **stock file**: linear layers in Q8_0. A llama.cpp that others built (PyPI's `xllamacpp` {prebuilt}) gives
-  transformers' probabilities for it. It refuses split files with an error: `wrong number of tensors`.
+  transformers' probabilities for it. Split files it refuses: `wrong number of tensors`, or `wrong shape`.
 
 Of a Gemma 3 with vision the language model is read, the rest left out. Variants that llama.cpp's graph does
 not compute (another activation, biases that it has no place for, other windows) are refused with the reason.

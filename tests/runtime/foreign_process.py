@@ -113,7 +113,8 @@ def _main() -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         for line in sys.stdin:
-            log.truncate(0)
+            log.seek(0)
+            log.truncate()
             answer = _answer(xllamacpp, json.loads(line))
             if answer["refused"]:
                 log.seek(0)
