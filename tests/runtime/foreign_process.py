@@ -32,12 +32,12 @@ class ForeignAnswer:
     Attributes:
         refused: the error with which it refused the file, and what it logged; empty if it took it.
         log_probabilities: by token, of the token after PROMPT; NaN for those that were not asked for.
-        tokens: what follows PROMPT, the most probable token each time.
+        decoded: how many tokens it added to PROMPT.
     """
 
     refused: str
     log_probabilities: np.ndarray
-    tokens: list[int]
+    decoded: int
 
 
 class ForeignProcess:
@@ -46,12 +46,14 @@ class ForeignProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def run(self, model: Path, vocabulary: int, top: int | None = None) -> ForeignAnswer:
+    def run(self, model: Path, vocabulary: int, token: int, top: int | None = None) -> ForeignAnswer:
         """Load ``model`` and continue PROMPT; F32 KV cache, no flash attention, one thread.
 
         Args:
             model: a GGUF file.
             vocabulary: its number of tokens.
+            token: a token that is text by itself. The continuation begins with it, whatever the model says:
+                probabilities are reported with text only, and a part of a character is none.
             top: how many of the most probable tokens to ask for; None: all.
 
         Raises:
@@ -65,7 +67,9 @@ class ForeignProcess:
                 stdout=subprocess.PIPE,
             )
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"model": str(model), "top": top or vocabulary}) + "\n")
+        self._process.stdin.write(
+            json.dumps({"model": str(model), "token": token, "top": top or vocabulary}) + "\n"
+        )
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
@@ -74,7 +78,7 @@ class ForeignProcess:
         log_probabilities = np.full(vocabulary, np.nan)
         for token, value in answer["top"]:
             log_probabilities[token] = value
-        return ForeignAnswer(answer["refused"], log_probabilities, answer["tokens"])
+        return ForeignAnswer(answer["refused"], log_probabilities, answer["decoded"])
 
     def close(self) -> None:
         if self._process is not None:
@@ -95,13 +99,21 @@ def _answer(llama: Any, job: dict[str, Any]) -> dict[str, Any]:
     try:
         server = llama.Server(params)
     except RuntimeError as error:
-        return {"refused": str(error), "top": [], "tokens": []}
-    request = {"prompt": PROMPT, "temperature": 0, "cache_prompt": False, "ignore_eos": True}
-    done = server.handle_completions({**request, "n_predict": 1, "n_probs": job["top"]})
+        return {"refused": str(error), "top": [], "decoded": 0}
+    # the bias moves the choice, not the probabilities that are reported
+    request = {
+        "prompt": PROMPT,
+        "n_predict": CONTINUED,
+        "n_probs": job["top"],
+        "logit_bias": [[job["token"], 1000]],
+        "temperature": 0,
+        "cache_prompt": False,
+        "ignore_eos": True,
+    }
+    done = server.handle_completions(request)
     first = done["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    done = server.handle_completions({**request, "n_predict": CONTINUED, "n_probs": 1})
-    tokens = [step["id"] for step in done["choices"][0]["logprobs"]["content"]]
-    return {"refused": "", "top": [(t["id"], t["logprob"]) for t in first], "tokens": tokens}
+    decoded = done["usage"]["completion_tokens"]
+    return {"refused": "", "top": [(t["id"], t["logprob"]) for t in first], "decoded": decoded}
 
 
 def _main() -> None:

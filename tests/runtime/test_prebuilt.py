@@ -21,7 +21,7 @@ from tests.runtime.logits_process import PROMPT, LogitsProcess
 
 pytestmark = pytest.mark.engine
 
-VOCABULARY = 32000
+VOCABULARY, LETTER = 32000, 29891
 TOP = 200
 
 
@@ -33,9 +33,9 @@ def test_a_stock_file_says_there_what_it_says_here(
     path = convert_once(stories15m, tmp_path, recipe, "stock")
     here = stock.run(path).logits[len(PROMPT) - 1].astype(np.float64)
     here -= here.max() + np.log(np.exp(here - here.max()).sum())
-    there = prebuilt.run(path, VOCABULARY, TOP)
-    assert there.refused == "" and len(there.tokens) == CONTINUED
-    assert there.tokens[0] == np.argmax(here)
+    there = prebuilt.run(path, VOCABULARY, LETTER, TOP)
+    assert there.refused == "" and there.decoded == CONTINUED
+    assert np.nanargmax(there.log_probabilities) == np.argmax(here)
     asked = np.flatnonzero(np.isfinite(there.log_probabilities))
     assert len(asked) == TOP
     # other kernels round activations to eight bits in other places
@@ -64,6 +64,6 @@ def test_a_split_file_is_refused_and_the_next_one_runs(
     reason: str,
 ) -> None:
     write(open_model(stories15m), tmp_path / "split.gguf")
-    assert reason in prebuilt.run(tmp_path / "split.gguf", VOCABULARY, 1).refused
+    assert reason in prebuilt.run(tmp_path / "split.gguf", VOCABULARY, LETTER).refused
     float_file = convert_once(stories15m, tmp_path, Recipe(layout="float"), "float")
-    assert len(prebuilt.run(float_file, VOCABULARY, 1).tokens) == CONTINUED
+    assert prebuilt.run(float_file, VOCABULARY, LETTER, 1).decoded == CONTINUED
