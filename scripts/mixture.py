@@ -4,7 +4,7 @@ No small trained mixture comes from a package registry. This makes one of a trai
 is a copy of the FFN, a router sends each token to some of them, and their weights sum to one, so the function
 is the dense model's to rounding. But each expert sees a part of the inputs, as in any mixture, and gets error
 feedback of its own. The router's directions are drawn at random, with lengths that differ, so some experts
-are used often and some seldom.
+are used often and some seldom. Scored is text of the dense model's own that calibration has not seen.
 
     python scripts/mixture.py WORKDIR --experts 8 --used 1    # figures on stories15M; a few minutes
 """
@@ -28,6 +28,8 @@ from safetensors.numpy import load_file, save_file
 
 from gguf_splitquant.calibration.checkpoint import calibrate_model
 from gguf_splitquant.calibration.moments import Moments
+from gguf_splitquant.calibration.observer import ObservedEngine
+from gguf_splitquant.calibration.own_text import OwnText, write_own_text, writing_options
 from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
@@ -38,7 +40,6 @@ from scripts.real_models import stories15m
 
 RECIPES = {
     "stock, IQ4_NL": Recipe(layout="stock", qtype="IQ4_NL"),
-    "stock, Q4_0": Recipe(layout="stock", qtype="Q4_0"),
     "split, 4.5 bits per weight": Recipe(layout="split", target_bpw=4.5),
 }
 
@@ -105,13 +106,23 @@ class Pooled:
         return self.moments.experts(weight) if self.measured else None
 
 
-def measure(folder: Path, experts: int, used: int, tokens: int, threads: int | None) -> None:
+def write_text(dense: Path, out: Path, threads: int | None) -> None:
+    """Text that a model (a GGUF file) writes itself, with another seed than for calibration."""
+    how = OwnText(sequences=24, length=250, seed=77)
+    with ObservedEngine(dense, writing_options(how, threads)) as engine:
+        rows = write_own_text(engine, how)
+        out.write_text("\n".join(engine.detokenize(row[1:]) for row in rows), encoding="utf-8")
+
+
+def measure(folder: Path, experts: int, used: int, threads: int | None) -> None:
     """Print mean KLD to the dense float model, pooled and per expert."""
     dense, mixture = stories15m(), folder / f"mixture-{experts}-{used}"
     if not mixture.is_dir():
         write_mixture(dense, mixture, experts, used)
     base = folder / "dense.gguf"
     convert(open_model(dense), base, Recipe(layout="float", outtype="f32"), force=True)
+    write_text(base, folder / "text.txt", threads)
+    text = read_text(folder / "text.txt")
     model = open_model(mixture)
     moments = calibrate_model(model, folder, threads=threads)
     rare = {n: len(use.rare) for n in moments.sharing if (use := moments.experts(n))}
@@ -127,7 +138,7 @@ def measure(folder: Path, experts: int, used: int, tokens: int, threads: int | N
                 continue  # nothing is planned
             out = folder / "quantized.gguf"
             convert(model, out, recipe, statistics=statistics, force=True, threads=threads)
-            found = compare(base, out, read_text(None), context=256, limit_tokens=tokens, threads=threads)
+            found = compare(base, out, text, context=256, threads=threads)
             figures = found.divergence
             print(f"  {name}, {kind}: mean KLD {figures.kld_mean:.5f} ± {figures.kld_error:.5f}", flush=True)
 
@@ -139,8 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, metavar="WORKDIR")
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--used", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=16384, help="of the text that is scored")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    measure(options.folder, options.experts, options.used, options.tokens, options.threads)
+    measure(options.folder, options.experts, options.used, options.threads)

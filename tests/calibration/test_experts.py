@@ -74,7 +74,7 @@ def text(dense: Path) -> NDArray[np.int32]:
 
 @pytest.fixture(scope="module")
 def moments(mixture: Path, text: NDArray[np.int32], tmp_path_factory: pytest.TempPathFactory) -> Moments:
-    return gather(mixture, text, tmp_path_factory.mktemp("moments"), TokenWeighting(), {})
+    return gather(mixture, text, tmp_path_factory.mktemp("moments"), TokenWeighting(), {}, n_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def inputs(dense: Path, text: NDArray[np.int32]) -> dict[str, F64]:
         assert routing is None
         rows.setdefault(name, []).append(x.astype(np.float64))
 
-    options = EngineOptions(n_ctx=256, n_batch=text.shape[1], n_ubatch=text.shape[1])
+    options = EngineOptions(n_ctx=256, n_batch=text.shape[1], n_ubatch=text.shape[1], n_threads=1)
     with ObservedEngine(dense, options, sink) as engine:
         for row in text:
             engine.clear()
@@ -105,7 +105,14 @@ def routes(mixture: Path, inputs: dict[str, F64]) -> NDArray[np.bool_]:
 
 def test_the_mixture_computes_what_the_dense_model_computes(dense: Path, mixture: Path) -> None:
     found = compare(
-        dense, mixture, read_text(None), context=256, limit_tokens=512, kv="f32", flash_attention=False
+        dense,
+        mixture,
+        read_text(None),
+        context=256,
+        limit_tokens=512,
+        threads=1,
+        kv="f32",
+        flash_attention=False,
     ).divergence
     assert found.logit_max < 1e-3 and found.top1 == 1
 
@@ -232,6 +239,7 @@ def test_errors_of_a_stack_cost_what_they_cost_in_the_dense_layer(
             scales,
             lambda _name: np.diagonal(moments.matrix(DOWN)),
             how,
+            n_threads=1,
             shares=lambda name: use.share if (use := moments.experts(name)) else None,
         )[name]
     # two experts' errors are independent, and each counts with its weight from the router, w and 1 - w:
@@ -252,7 +260,7 @@ def test_an_imatrix_is_what_llama_imatrix_makes_of_the_same_text(mixture: Path, 
         tokens = engine.tokenize(read_text(None).content, add_special=True)[: 4 * 128].reshape(4, 128)
         tokens[:, 0] = engine.bos
     (tmp_path / "moments").mkdir()
-    ours = gather(mixture, tokens, tmp_path / "moments", TokenWeighting(), {})
+    ours = gather(mixture, tokens, tmp_path / "moments", TokenWeighting(), {}, n_threads=1)
     write_moments(tmp_path / "ours.gguf", ours)
     theirs, mine = read_imatrix(tmp_path / "theirs.gguf"), read_imatrix(tmp_path / "ours.gguf")
     stacks = {n for n in mine.importance if "_exps" in n}
