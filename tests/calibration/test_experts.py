@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gguf_splitquant.calibration.calibrate import gather
+from gguf_splitquant.calibration.calibrate import gather, user_text
 from gguf_splitquant.calibration.experts import PRIOR, RowWriter, expert_matrix, expert_use
 from gguf_splitquant.calibration.imatrix import ImportanceMatrix, read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments, TokenWeighting
 from gguf_splitquant.calibration.observer import ObservedEngine, Routing
-from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
 from gguf_splitquant.cli.convert_output import print_summary
 from gguf_splitquant.convert import convert
@@ -34,7 +33,6 @@ from gguf_splitquant.runtime.builds import BuildSpec, find_build
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from gguf_splitquant.sources import open_model
 from scripts.mixture import write_mixture
-from tests.calibration.test_calibrate import own_text
 from tests.gguf_files import FLOAT, convert_once
 
 EXPERTS, USED = 4, 2
@@ -68,8 +66,9 @@ def mixture(checkpoint: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def text(dense: Path) -> NDArray[np.int32]:
-    return own_text(dense, OwnText(8, 100))
+def text(dense: Path, folder: Path) -> NDArray[np.int32]:
+    (folder / "text.txt").write_text(read_text(None).content)
+    return user_text(dense, folder / "text.txt", length=100, most_tokens=800)
 
 
 @pytest.fixture(scope="module")
