@@ -11,9 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -116,6 +117,16 @@ def _answer(llama: Any, job: dict[str, Any]) -> dict[str, Any]:
     return {"refused": "", "top": [(t["id"], t["logprob"]) for t in first], "decoded": decoded}
 
 
+def _last_words(log: IO[bytes]) -> str:
+    """What the library logged about a file that it refused; a thread of its own writes it, a little later."""
+    for _ in range(100):
+        words = os.pread(log.fileno(), 1 << 20, 0).decode(errors="replace")
+        if "exiting due to model loading error" in words:
+            return words
+        time.sleep(0.1)
+    return words
+
+
 def _main() -> None:
     import xllamacpp
 
@@ -129,8 +140,7 @@ def _main() -> None:
             log.truncate()
             answer = _answer(xllamacpp, json.loads(line))
             if answer["refused"]:
-                log.seek(0)
-                answer["refused"] += log.read().decode(errors="replace")
+                answer["refused"] += _last_words(log)
             print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)
 
