@@ -117,22 +117,26 @@ class Conversion:
                 # with a limit, not the factors of two inputs at once
                 if following is not None and memory_limit is None:
                     pieces, order = _clusters(following)
-                    refiner.expect(self._reads(following), following.source.shape[-1], pieces, order)
+                    shape = following.source.shape
+                    expert = 0 if len(shape) > 2 else None
+                    refiner.expect(self._reads(following), shape[-1], pieces, order, expert)
                 self._refine_tensor(plan, refiner, working)
 
     def _refine_tensor(self, plan: TensorPlan, refiner: WeightRefiner, working: WorkingSet) -> None:
         lost: list[float] = []
         power: list[float] = []
         rows = working.rows(plan, has_matrix(self._statistics, self._reads(plan)))
-        # an entry of a stack of experts is read as a whole
-        step = 1 if len(plan.source.shape) > 2 else rows
+        stack = len(plan.source.shape) > 2
+        step = 1 if stack else rows  # an expert is read as a whole
         for first in range(0, plan.source.shape[0], step):
             raw = plan.source.read_rows(first, min(first + step, plan.source.shape[0]))
             check_finite(plan.source, first, raw)
             matrix = raw.reshape(-1, raw.shape[-1])
             above = first * len(matrix) // len(raw)
             for start in range(0, len(matrix), rows):
-                self._refine_rows(plan, refiner, above + start, matrix[start : start + rows], lost, power)
+                some = matrix[start : start + rows]
+                expert = first if stack else None
+                self._refine_rows(plan, refiner, above + start, some, expert, lost, power)
             self._advance(plan, raw)
         if plan.order is not None and len(plan.outputs) > len(plan.sub_layers):
             self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
@@ -146,6 +150,7 @@ class Conversion:
         refiner: WeightRefiner,
         first: int,
         raw: NDArray[Any],
+        expert: int | None,
         lost: list[float],
         power: list[float],
     ) -> None:
@@ -163,7 +168,7 @@ class Conversion:
                 lost.append(sum_of_squares(some - quants.dequantize(packed[-1], pieces[0][0])))
             slabs = [np.concatenate(packed)]
         else:
-            parts, errors = refiner.refine(self._reads(plan), weight, pieces, order)
+            parts, errors = refiner.refine(self._reads(plan), weight, pieces, order, expert)
             slabs = list(parts)
             lost.extend(errors)
         power.extend(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .conversion import Conversion
@@ -40,6 +40,8 @@ class ConversionReport:
         plan: what became of every tensor.
         relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2).
         refined: types and clusters of the linear layers; None for other layouts.
+        rare_experts: by stack, the experts that the calibration text reached too seldom for statistics of
+            their own: theirs are mostly, or wholly, those of all the stack's experts together.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class ConversionReport:
     plan: Plan
     relative_errors: Mapping[str, float]
     refined: RefinedPlan | None = None
+    rare_experts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def plan_file(
@@ -174,7 +177,21 @@ def convert(
         work = Conversion(plan, file, statistics, model.tied_head, progress)
         work.run(plan.tensors, threads or os.cpu_count() or 1, memory_limit)
         file.commit(file_metadata(model, plan, work.relative_errors), model.architecture)
-    return ConversionReport(file.paths[0], file.paths, layout.total_bytes, plan, work.relative_errors, chosen)
+    return ConversionReport(
+        file.paths[0],
+        file.paths,
+        layout.total_bytes,
+        plan,
+        work.relative_errors,
+        chosen,
+        _rare_experts(plan, statistics),
+    )
+
+
+def _rare_experts(plan: Plan, statistics: InputStatistics | None) -> dict[str, tuple[int, ...]]:
+    refined = [t.source.name for t in plan.tensors if t.refined] if statistics else []
+    used = {name: statistics.experts(name) for name in refined} if statistics else {}
+    return {name: use.rare for name, use in used.items() if use and use.rare}
 
 
 __all__ = ["ConversionReport", "check_memory", "convert", "plan_file"]

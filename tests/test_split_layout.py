@@ -10,7 +10,7 @@ from gguf import GGUFReader, GGUFWriter, quants
 
 from gguf_splitquant.calibration.calibrate import Calibration
 from gguf_splitquant.calibration.checkpoint import calibrate_model
-from gguf_splitquant.calibration.imatrix import ImportanceMatrix, read_imatrix, write_moments
+from gguf_splitquant.calibration.imatrix import read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments
 from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.convert import convert
@@ -117,7 +117,7 @@ def test_an_imatrix_of_the_same_text_is_better_than_none_and_worse_than_feedback
     model: SourceModel, statistics: Moments, files: dict[str, Path], tmp_path: Path
 ) -> None:
     write_moments(tmp_path / "own.gguf", statistics)
-    importance = ImportanceMatrix(read_imatrix(tmp_path / "own.gguf"))
+    importance = read_imatrix(tmp_path / "own.gguf")
     assert importance.input_of("blk.1.attn_v.weight") == importance.input_of("blk.1.attn_q.weight")
     made = {**files, "imatrix": tmp_path / "imatrix.gguf", "none": tmp_path / "none.gguf"}
     one = Recipe(layout="stock", qtype="IQ4_NL")

@@ -30,7 +30,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 4
+_VERSION = 5
 """Raised whenever the same settings give other moments: part of the cache key."""
 
 _SLAB = 1536
@@ -112,6 +112,7 @@ def calibrate(
                     row_scales(model, moments.sharing.keys()),
                     lambda name: np.diagonal(moments.matrix(name)),
                     how.probing,
+                    shares=lambda name: use.share if (use := moments.experts(name)) else None,
                     n_threads=n_threads,
                     progress=progress,
                 )

@@ -8,7 +8,7 @@ then name, calls and values of each (llama.cpp, tools/imatrix/imatrix.cpp and co
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,10 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GGUFError, OutputError
+from ..errors import GGUFError, OutputError, RecipeError
 from ..gguf_io.header import TensorEntry, read_header
+from ..planning.curves import ExpertUse
+from ..sources.model import SourceTensor
 from .moments import Moments
 from .names import HEAD
 
@@ -36,12 +38,34 @@ class ImportanceMatrix:
     """An imatrix as statistics of layer inputs: the diagonal of the second moments, no sensitivities.
 
     Attributes:
-        importance: mean square of every input channel, by weight.
+        importance: mean square of every input channel, by weight: (channels,), or (experts, channels).
+        counts: tokens behind the mean of each expert, (experts,), by stack; the older format does not tell.
         sensitivity: empty.
     """
 
     importance: Mapping[str, F32]
+    counts: Mapping[str, F32] = field(default_factory=dict)
     sensitivity: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, tensors: Iterable[SourceTensor]) -> ImportanceMatrix:
+        """The same for the weights of a model: the older format has all experts of a stack in one row.
+
+        Raises:
+            RecipeError: it has another number of input channels than a weight of that name.
+        """
+        shaped = dict(self.importance)
+        for tensor in tensors:
+            values = shaped.get(tensor.name)
+            if values is None:
+                continue
+            experts, channels = tensor.shape[0] if len(tensor.shape) > 2 else 1, tensor.shape[-1]
+            if values.shape[-1] == experts * channels and experts > 1:
+                shaped[tensor.name] = values.reshape(experts, channels)
+            elif values.shape[-1] != channels or (values.ndim > 1 and len(values) != experts):
+                found = " x ".join(map(str, values.shape))
+                cause = f"has {channels} input channels, in the imatrix {found}"
+                raise RecipeError(tensor.name, cause, "give the imatrix of this model")
+        return ImportanceMatrix(shaped, self.counts, self.sensitivity)
 
     def input_of(self, weight: str) -> str | None:
         """The weight that stands for the input: weights with equal values read the same one."""
@@ -49,10 +73,31 @@ class ImportanceMatrix:
             return None
         return self._first[self.importance[weight].tobytes()]
 
-    def matrix(self, weight: str) -> F32:
-        """Mean square of the channels, float32 (channels,); of expert stacks the mean of the experts."""
+    def matrix(self, weight: str, expert: int | None = None) -> F32:
+        """Mean square of the channels, float32 (channels,).
+
+        Of a stack, as ``expert`` sees them; without one the mean over all uses, which is what an expert gets
+        that the text never reached. (llama-quantize gives that one the same importance for all channels.)
+        """
         values = self.importance[weight]
-        return values if values.ndim == 1 else values.mean(axis=0)
+        if values.ndim == 1:
+            return values
+        counts = self.counts.get(weight)
+        if expert is not None and (counts is None or counts[expert] > 0):
+            own: F32 = values[expert]
+            return own
+        if counts is None or not counts.any():
+            counts = np.ones(len(values), np.float32)
+        pooled: F32 = (counts @ values / counts.sum()).astype(np.float32)
+        return pooled
+
+    def experts(self, weight: str) -> ExpertUse | None:
+        """How the text used a stack's experts; all alike where the file does not tell. None: no stack."""
+        values = self.importance.get(weight)
+        if values is None or values.ndim == 1:
+            return None
+        counts = self.counts.get(weight, np.ones(len(values), np.float32)).astype(np.float64)
+        return ExpertUse(counts / max(counts.sum(), 1), tuple(np.flatnonzero(counts == 0).tolist()))
 
     @cached_property
     def _first(self) -> dict[bytes, str]:
@@ -62,10 +107,8 @@ class ImportanceMatrix:
         return first
 
 
-def read_imatrix(path: Path) -> dict[str, F32]:
-    """Mean square of every input channel, by weight: float32 (channels,), or (experts, channels).
-
-    Experts that the text never reached count 1 in every channel, as in llama-quantize.
+def read_imatrix(path: Path) -> ImportanceMatrix:
+    """Read an importance matrix. Experts that the text never reached count 1 in every channel.
 
     Raises:
         GGUFError: neither of the two formats, or damaged.
@@ -75,16 +118,17 @@ def read_imatrix(path: Path) -> dict[str, F32]:
             magic = file.read(4)
             if magic != b"GGUF":
                 file.seek(0)
-                return _read_legacy(path, file)
+                return ImportanceMatrix(_read_legacy(path, file))
     except OSError as error:
         raise GGUFError(path, f"cannot be read: {error}", "give the path of an imatrix file") from error
     return _read_gguf(path)
 
 
-def _read_gguf(path: Path) -> dict[str, F32]:
+def _read_gguf(path: Path) -> ImportanceMatrix:
     header = read_header(path)
     entries = {t.name: t for t in header.tensors}
     importance: dict[str, F32] = {}
+    tokens: dict[str, F32] = {}
     with path.open("rb") as file:
         for name, entry in entries.items():
             if not name.endswith(_SUMS):
@@ -99,9 +143,12 @@ def _read_gguf(path: Path) -> dict[str, F32]:
                 raise GGUFError(path, f"has {len(counts)} counts for {len(sums)} experts of {weight}")
             means = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).astype(np.float32)
             importance[weight] = _checked(path, weight, means[0] if len(means) == 1 else means)
+            if len(means) > 1:
+                per_expert = np.broadcast_to(counts[:, 0], len(means))
+                tokens[weight] = _checked(path, weight + _COUNTS, per_expert)
     if not importance:
         raise GGUFError(path, "is a GGUF file, but not an imatrix", "give a file that llama-imatrix wrote")
-    return importance
+    return ImportanceMatrix(importance, tokens)
 
 
 def _values(path: Path, file: BinaryIO, entry: TensorEntry) -> F32:
@@ -146,19 +193,24 @@ def write_moments(path: Path, moments: Moments) -> None:
     """Write what calibration found as an imatrix. Raises OutputError."""
     names = [n for n in moments.sharing if n.startswith("blk.") or n == HEAD]
     importance = {name: moments.energy(name) for name in names}
-    tokens = {name: moments.tokens[moments.sharing[name]] for name in names}
+    tokens = {
+        name: moments.uses.get(moments.sharing[name], moments.tokens[moments.sharing[name]]) for name in names
+    }
     write_imatrix(path, importance, tokens, "a user's text" if moments.about.get("text") else "own text")
 
 
 def write_imatrix(
-    path: Path, importance: Mapping[str, NDArray[np.float64]], tokens: Mapping[str, int], source: str
+    path: Path,
+    importance: Mapping[str, NDArray[np.float64]],
+    tokens: Mapping[str, int | Sequence[int]],
+    source: str,
 ) -> None:
     """Write llama.cpp's GGUF format, which llama-quantize reads with ``--imatrix``.
 
     Args:
         path: is replaced if it exists.
         importance: mean square of every input channel by weight, (channels,) or (experts, channels).
-        tokens: tokens behind each mean.
+        tokens: tokens behind each mean; of a stack, those that each expert multiplied.
         source: what the text was; stands in the file as its data set.
 
     Raises:
@@ -168,13 +220,14 @@ def write_imatrix(
         writer = gguf.GGUFWriter(path, "imatrix")
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [source])
-        writer.add_uint32("imatrix.chunk_count", max(1, max(tokens.values(), default=0) // _CHUNK))
+        most = max((int(np.max(count)) for count in tokens.values()), default=0)
+        writer.add_uint32("imatrix.chunk_count", max(1, most // _CHUNK))
         writer.add_uint32("imatrix.chunk_size", _CHUNK)
         for name in sorted(importance):
             means = np.atleast_2d(importance[name])
-            count = np.float32(tokens[name])
-            writer.add_tensor(name + _SUMS, (means * count).astype(np.float32))
-            writer.add_tensor(name + _COUNTS, np.full((len(means), 1), count, np.float32))
+            counts = np.broadcast_to(np.asarray(tokens[name], np.float64), len(means))[:, None]
+            writer.add_tensor(name + _SUMS, (means * counts).astype(np.float32))
+            writer.add_tensor(name + _COUNTS, counts.astype(np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -8,7 +8,7 @@ folder is the cache.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import ssyrk  # type: ignore[import-untyped]
 
 from ..errors import EngineError, SplitQuantError
+from ..planning.curves import ExpertUse
+from .experts import Routing, RowWriter, expert_energy, expert_matrix, expert_use
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 _INDEX = "index.json"
 _SENSITIVITY = "sensitivity.json"
-_FORMAT = 1
+_FORMAT = 2
 _ROWS = 256
 
 
@@ -39,21 +41,23 @@ class MomentWriter:
         self._sums: dict[str, Any] = {}
         self._tokens: dict[str, int] = {}
         self._energy: dict[str, F64] = {}
-        self._pending: dict[str, list[F32]] = {}
+        self._stacks: dict[str, RowWriter] = {}
+        self._pending: dict[str, list[tuple[F32, Routing | None]]] = {}
 
-    def __call__(self, name: str, inputs: F32) -> None:
-        """Add the input of ``name``, float32 (tokens, channels). Raises EngineError on NaN or infinity."""
+    def __call__(self, name: str, inputs: F32, routing: Routing | None = None) -> None:
+        """Add the input of ``name``, float32 (rows, channels). Raises EngineError on NaN or infinity."""
         if not np.isfinite(inputs).all():
             raise EngineError(
                 name, "its input overflows on the calibration text", "calibrate with other text"
             )
         # Few rows at a time cost a pass over the whole matrix each: they wait until there are enough
         waiting = self._pending.setdefault(name, [])
-        waiting.append(inputs.copy())
-        if sum(map(len, waiting)) >= _ROWS:
-            self._add(name, np.concatenate(self._pending.pop(name)))
+        waiting.append((inputs.copy(), routing))
+        if sum(len(rows) for rows, _ in waiting) >= _ROWS:
+            self._add(name, self._pending.pop(name))
 
-    def _add(self, name: str, inputs: F32) -> None:
+    def _add(self, name: str, waiting: Sequence[tuple[F32, Routing | None]]) -> None:
+        inputs = np.concatenate([rows for rows, _ in waiting])
         channels = inputs.shape[1]
         if name not in self._sums:
             path = self.folder / f"{len(self._sums):05d}.npy"
@@ -66,11 +70,17 @@ class MomentWriter:
         ssyrk(1.0, weighted.T, beta=1.0, c=self._sums[name].T, lower=1, overwrite_c=1)
         self._energy[name] += np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
         self._tokens[name] += len(inputs)
+        routes = [routing for _, routing in waiting if routing is not None]
+        if routes:
+            if name not in self._stacks:
+                stem = self.folder / f"{len(self._sums) - 1:05d}-experts"
+                self._stacks[name] = RowWriter(stem, routes[0].count, channels)
+            self._stacks[name].add(inputs, weighted, np.concatenate([r.experts for r in routes]))
 
     def finish(self, sharing: Mapping[str, str], about: Mapping[str, Any]) -> Moments:
         """Divide by the tokens, write the index, open the result."""
         for name, waiting in self._pending.items():
-            self._add(name, np.concatenate(waiting))
+            self._add(name, waiting)
         self._pending.clear()
         files: dict[str, str] = {}
         for i, (name, total) in enumerate(self._sums.items()):
@@ -79,12 +89,15 @@ class MomentWriter:
             total.flush()
             files[name] = f"{i:05d}.npy"
         self._sums.clear()
+        for stack in self._stacks.values():
+            stack.finish()
         energy: dict[str, Any] = {name: total / self._tokens[name] for name, total in self._energy.items()}
         np.savez(self.folder / "energy.npz", **energy)
         index = {
             "format": _FORMAT,
             "files": files,
             "tokens": self._tokens,
+            "experts": {name: stack.counts.tolist() for name, stack in self._stacks.items()},
             "sharing": dict(sharing),
             "about": dict(about),
         }
@@ -138,7 +151,9 @@ class Moments:
         sharing: weight to the name under which its input was gathered: weights of equal value read the same
             input.
         files: that name to its matrix.
-        tokens: that name to the number of tokens seen.
+        tokens: that name to the number of tokens seen; what experts' down projections read counts once for
+            every expert of a token.
+        uses: that name, where a stack of experts reads it, to the rows that each expert multiplied.
         about: how it was made.
         sensitivity: divergence per unit of a layer's loss, by weight (:mod:`.sensitivity`).
     """
@@ -147,6 +162,7 @@ class Moments:
     sharing: Mapping[str, str]
     files: Mapping[str, str]
     tokens: Mapping[str, int]
+    uses: Mapping[str, tuple[int, ...]]
     about: Mapping[str, Any]
     sensitivity: Mapping[str, float]
 
@@ -160,10 +176,11 @@ class Moments:
             sharing, files, tokens, about = (
                 MappingProxyType(index[k]) for k in ("sharing", "files", "tokens", "about")
             )
+            uses = MappingProxyType({n: tuple(counts) for n, counts in index["experts"].items()})
             measured = folder / _SENSITIVITY
             sensitivity = json.loads(measured.read_text()) if measured.exists() else {}
             values = MappingProxyType({str(n): float(v) for n, v in sensitivity.items()})
-            return cls(folder, sharing, files, tokens, about, values)
+            return cls(folder, sharing, files, tokens, uses, about, values)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SplitQuantError(folder, f"not a calibration: {error}", "delete this folder") from error
 
@@ -176,8 +193,12 @@ class Moments:
         """Name of the input that ``weight`` reads; None if calibration did not see that weight."""
         return self.sharing.get(weight)
 
-    def matrix(self, weight: str) -> F32:
-        """``X^T X / n`` of the weight's input: float32 (channels, channels), read-only, mapped from disk.
+    def matrix(self, weight: str, expert: int | None = None) -> F32:
+        """``X^T X / n`` of the weight's input: float32 (channels, channels).
+
+        Args:
+            weight: its name.
+            expert: of a stack, the one whose rows are meant; None: all, read-only, mapped from disk.
 
         Raises:
             SplitQuantError: calibration did not see this weight.
@@ -187,12 +208,26 @@ class Moments:
             matrix: F32 = np.load(path, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise SplitQuantError(path, f"cannot be read: {error}", f"delete {self.folder}") from error
-        return matrix
+        return matrix if expert is None else expert_matrix(self._stem(weight), expert, matrix)
+
+    def experts(self, weight: str) -> ExpertUse | None:
+        """How often each expert of a stack was used; None for other weights."""
+        counts = self.uses.get(self.sharing.get(weight, ""))
+        return expert_use(counts, self.matrix(weight).shape[0]) if counts else None
 
     def energy(self, weight: str) -> F64:
-        """Mean square of each input channel with all tokens at full weight, as llama.cpp's imatrix counts."""
+        """Mean square of each input channel with all tokens at full weight, as llama.cpp's imatrix counts.
+
+        Returns:
+            (channels,), or (experts, channels) for a stack of experts.
+        """
+        name = self._known(weight)
         with np.load(self.folder / "energy.npz") as stored:
-            return np.asarray(stored[self._known(weight)], np.float64)
+            pooled = np.asarray(stored[name], np.float64)
+        return expert_energy(self._stem(weight), self.uses[name], pooled) if name in self.uses else pooled
+
+    def _stem(self, weight: str) -> Path:
+        return self.folder / self.files[self._known(weight)].replace(".npy", "-experts")
 
     def _known(self, weight: str) -> str:
         name = self.sharing.get(weight)

@@ -19,13 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import EngineError
 from ..runtime.engine import Engine, EngineOptions
+from .experts import Routing
 from .names import HEAD
 
-Sink = Callable[[str, NDArray[np.float32]], None]
-"""Receives the name of the weight and its input, float32 (tokens, channels), valid during the call only."""
+Sink = Callable[[str, NDArray[np.float32], Routing | None], None]
+"""Receives the name of the weight, its input, float32 (rows, channels), valid during the call only, and for a
+stack of experts, which of them multiply which rows."""
 
 _HEAD_INPUT = "result_norm"
-_F32 = 0  # GGML_TYPE_F32
+_F32, _I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 _WEIGHT_SUFFIX = b".weight"
 
 
@@ -64,6 +66,29 @@ def rows_of(tensor: Tensor) -> NDArray[np.float32]:
     buffer = (ctypes.c_float * (count * channels)).from_address(tensor.data)
     rows: NDArray[np.float32] = np.ctypeslib.as_array(buffer).reshape(count, channels)
     return rows
+
+
+def routing_of(node: Tensor) -> Routing | None:
+    """Which experts a product with a stack of experts uses (``ggml_mul_mat_id``); None for other products.
+
+    In ggml, fastest axis first: identifiers [experts per token, tokens]; input [channels, b, tokens] with
+    b either 1 (all experts of a token read the same) or the number of experts per token.
+    """
+    if not node.src[2] or tensor_at(node.src[2]).type != _I32:
+        return None
+    ids, source = tensor_at(node.src[2]), tensor_at(node.src[1])
+    per_token, tokens = ids.ne[0], ids.ne[1]
+    rows_per_token = source.ne[1]
+    fits = source.ne[2] == tokens and rows_per_token in (1, per_token)
+    if ids.nb[0] != 4 or not ids.data or not fits:
+        raise EngineError(tensor_at(node.src[0]).name.decode(), "its experts are chosen in an unknown form")
+    # a view of the sorted probabilities: there are more columns than those that count
+    stride = ids.nb[1] // 4
+    buffer = (ctypes.c_int32 * (stride * (tokens - 1) + per_token)).from_address(ids.data)
+    flat: NDArray[np.int32] = np.ctypeslib.as_array(buffer)
+    chosen = np.lib.stride_tricks.as_strided(flat, (tokens, per_token), (ids.nb[1], 4))
+    experts = chosen.reshape(tokens * rows_per_token, per_token // rows_per_token).copy()
+    return Routing(experts, int(tensor_at(node.src[0]).ne[2]))
 
 
 class ObservedEngine(Engine):
@@ -147,7 +172,7 @@ class ObservedEngine(Engine):
             if node.name == _HEAD_INPUT.encode():
                 if not ask and self._sink is not None:
                     self.sharing[HEAD] = HEAD
-                    self._sink(HEAD, rows_of(node))
+                    self._sink(HEAD, rows_of(node), None)
                 # after this node False ends the computation: the head itself is seldom needed
                 return ask or self._wants_logits
             if ask:
@@ -178,4 +203,4 @@ class ObservedEngine(Engine):
         name = tensor_at(node.src[0]).name.decode()
         self.sharing.setdefault(name, name)
         if self._sink is not None:
-            self._sink(name, rows_of(tensor_at(node.src[1])))
+            self._sink(name, rows_of(tensor_at(node.src[1])), routing_of(node))

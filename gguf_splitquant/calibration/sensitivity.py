@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..progress import SILENT, Progress
 from ..refining.metric import typical_salience
 from ..runtime.engine import EngineOptions
-from .observer import ObservedEngine, Tensor, rows_of, tensor_at
+from .observer import ObservedEngine, Tensor, routing_of, rows_of, tensor_at
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -57,12 +57,17 @@ class Probing:
 
 
 class _ProbedEngine(ObservedEngine):
-    """Adds errors to the outputs of chosen weights: sequence i of a batch to weight ``targets[i]``."""
+    """Adds errors to the outputs of chosen weights: sequence i of a batch to weight ``targets[i]``.
 
-    def __init__(self, path: Path, options: EngineOptions, errors: Callable[[str, F32], F32]) -> None:
+    ``errors`` is given the weight, a slice of its inputs, and, for a stack of experts, the expert.
+    """
+
+    def __init__(
+        self, path: Path, options: EngineOptions, errors: Callable[[str, F32, int | None], F32]
+    ) -> None:
         self.targets: Sequence[str | None] = ()
         self._errors = errors
-        super().__init__(path, options, sink=lambda _name, _inputs: None)
+        super().__init__(path, options, sink=lambda _name, _inputs, _routing: None)
 
     def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
         # An exception must not cross the C frames between here and the caller
@@ -81,10 +86,17 @@ class _ProbedEngine(ObservedEngine):
             return False
 
     def _disturb(self, name: str, node: Tensor) -> None:
-        outputs, inputs = rows_of(node), rows_of(tensor_at(node.src[1]))
+        outputs, inputs, routing = rows_of(node), rows_of(tensor_at(node.src[1])), routing_of(node)
         # making the errors takes longer than applying them: once for all sequences
-        here = np.repeat([target == name for target in self.targets], len(outputs) // len(self.targets))
-        outputs[here] += self._errors(name, inputs[here])
+        here = np.repeat([target == name for target in self.targets], len(inputs) // len(self.targets))
+        if routing is None:
+            outputs[here] += self._errors(name, inputs[here], None)
+            return
+        # each row of the input has as many outputs as experts multiply it
+        per_use = outputs.reshape(*routing.experts.shape, -1)
+        for expert in np.unique(routing.experts[here]):
+            row, use = np.nonzero((routing.experts == expert) & here[:, None])
+            per_use[row, use] += self._errors(name, inputs[row], int(expert))
 
     def disturbed_logits(self, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:
         """Logits from position ``skip`` on: float32 (sequences, length - skip, vocabulary)."""
@@ -106,6 +118,7 @@ def measure_sensitivity(
     salience: Callable[[str], F32],
     how: Probing | None = None,
     *,
+    shares: Callable[[str], F64 | None] = lambda _name: None,
     n_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, float]:
@@ -114,15 +127,17 @@ def measure_sensitivity(
     Args:
         model: a GGUF file close to the float model.
         tokens: calibration text, int32 (sequences, length).
-        weights: root mean square of each row, (rows,), by name of the weight.
+        weights: root mean square of each row, (rows,), by name of the weight; (experts, rows) of a stack.
         salience: diagonal of H of a weight's input, (channels,).
         how: amount of text and size of the errors.
+        shares: of a stack's uses, by expert, (experts,); None for other weights.
         n_threads: None is one per performance core.
         progress: counts tokens.
 
     Returns:
-        For every name in ``weights``: KLD (nats per token) / ``tr(E H E^T)``. Weights of layers that are
-        not probed are interpolated between layers of the same kind, on a logarithmic scale.
+        For every name in ``weights``: KLD (nats per token) / ``tr(E H E^T)``, of a stack per use
+        (:mod:`.experts`). Weights of layers that are not probed are interpolated between layers of the same
+        kind, on a logarithmic scale.
 
     Raises:
         EngineError: the model does not run.
@@ -140,18 +155,21 @@ def measure_sensitivity(
     )
     norms: dict[str, float] = {}
 
-    def errors(name: str, inputs: F32) -> F32:
-        rows, width = weights[name], inputs.shape[1]
+    def errors(name: str, inputs: F32, expert: int | None) -> F32:
+        width = inputs.shape[1]
+        rows = weights[name] if expert is None else weights[name][expert]
         diagonal = salience(name)
         # Every channel carries the same part of the loss, as after error feedback. The geometric mean keeps
         # a few massive channels from blowing up the errors of all others.
         typical = typical_salience(diagonal)
         spread = np.sqrt(typical / np.maximum(diagonal, 1e-2 * typical))
-        rng = np.random.default_rng([how.seed, len(rows), width])
+        seed = [how.seed, len(rows), width]
+        rng = np.random.default_rng(seed if expert is None else [*seed, expert])
         noise = rng.standard_normal((len(rows), width), np.float32)
         noise *= (how.strength * rows)[:, None]
         noise *= spread.astype(np.float32)[None, :]
-        norms[name] = float(how.strength**2 * np.vdot(rows, rows) * np.vdot(spread**2, diagonal))
+        power = _power(weights[name], shares(name))
+        norms[name] = float(how.strength**2 * power * np.vdot(spread**2, diagonal))
         disturbed: F32 = inputs @ noise.T
         return disturbed
 
@@ -177,16 +195,25 @@ def measure_sensitivity(
 
 
 def row_scales(model: Path, names: Collection[str]) -> dict[str, F32]:
-    """Root mean square of every row, (rows,), of the matrices among ``names``."""
+    """Root mean square of every row of the matrices among ``names``, (rows,), and stacks, (experts, rows)."""
     scales = {}
     for tensor in GGUFReader(model).tensors:
-        if tensor.name in names and len(tensor.shape) == 2:
+        if tensor.name in names and len(tensor.shape) > 1:
+            data = tensor.data.reshape(-1, tensor.data.shape[-1])
             rows = [
-                np.sqrt(np.mean(dequantize(tensor.data[i : i + _SLAB], tensor.tensor_type) ** 2, axis=1))
-                for i in range(0, len(tensor.data), _SLAB)
+                np.sqrt(np.mean(dequantize(data[i : i + _SLAB], tensor.tensor_type) ** 2, axis=1))
+                for i in range(0, len(data), _SLAB)
             ]
-            scales[tensor.name] = np.concatenate(rows).astype(np.float32)
+            scales[tensor.name] = np.concatenate(rows).astype(np.float32).reshape(tensor.data.shape[:-1])
     return scales
+
+
+def _power(rows: F32, share: F64 | None) -> float:
+    """Mean square norm of the weights that a use meets: the matrix, or a stack's experts by their shares."""
+    if rows.ndim == 1:
+        return float(np.vdot(rows, rows))
+    squares = np.square(rows, dtype=np.float64).sum(axis=1)
+    return float(squares.mean() if share is None else squares @ share)
 
 
 def _log_probabilities(engine: _ProbedEngine, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:

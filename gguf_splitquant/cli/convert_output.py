@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..sources.model import SourceModel
 
 
+_SHOWN_EXPERTS = 8
+
+
 def check_outputs(args: argparse.Namespace) -> None:
     """Raise before any work where a file cannot be written, or Ollama's name is not one."""
     from ..gguf_io.writer import check_target
@@ -110,6 +113,8 @@ def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
     kept = [t for t in report.plan.tensors if t.note]
     if kept:
         print(f"  {len(kept)} tensors not as asked: {kept[0].source.name}: {kept[0].note}", file=sys.stderr)
+    if report.rare_experts:
+        print(f"  {_rare_experts(report)}")
     if any(len(t.outputs) > 1 for t in report.plan.tensors):
         stem = SHARD_NAME.sub("", report.path.name).removesuffix(".gguf")
         stock = report.path.with_name(f"{stem}-stock.gguf")
@@ -118,6 +123,19 @@ def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
         print(f"  for any llama.cpp: {shlex.join(command)}")
     elif report.plan.recipe.refined:
         print("  runs in any llama.cpp")
+
+
+def _rare_experts(report: ConversionReport) -> str:
+    """How many experts were calibrated with the statistics of all, and where most of them are."""
+    count = sum(map(len, report.rare_experts.values()))
+    of = sum(t.source.shape[0] for t in report.plan.tensors if t.refined and len(t.source.shape) > 2)
+    worst = max(report.rare_experts, key=lambda name: len(report.rare_experts[name]))
+    rare = report.rare_experts[worst]
+    which = ", ".join(map(str, rare[:_SHOWN_EXPERTS])) + (", ..." if len(rare) > _SHOWN_EXPERTS else "")
+    return (
+        f"{count:,} of {of:,} expert weights: too few tokens reached them, mostly the statistics of all "
+        f"experts together were used (most of them in {worst}: experts {which})"
+    )
 
 
 def _sizes(plan: Plan, total_bytes: int, files: str) -> str:

@@ -24,6 +24,19 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ExpertUse:
+    """How the experts of a stack are used.
+
+    Attributes:
+        share: of all uses, by expert: (experts,), sums to 1.
+        rare: experts seen too seldom for statistics of their own: theirs are mostly those of all together.
+    """
+
+    share: F64
+    rare: tuple[int, ...]
+
+
 class InputStatistics(Protocol):
     """What calibration, or a llama.cpp imatrix, knows about layer inputs."""
 
@@ -34,8 +47,14 @@ class InputStatistics(Protocol):
     def input_of(self, weight: str) -> str | None:
         """Name of the input that a weight reads: the same for weights that share it; None if unknown."""
 
-    def matrix(self, weight: str) -> NDArray[Any]:
-        """Second moments of that input, (channels, channels), or their diagonal, (channels,)."""
+    def matrix(self, weight: str, expert: int | None = None) -> NDArray[Any]:
+        """Second moments of that input, (channels, channels), or their diagonal, (channels,).
+
+        Of a stack of experts: of what ``expert`` reads, or, without one, of what all read together, per use.
+        """
+
+    def experts(self, weight: str) -> ExpertUse | None:
+        """Of a stack of experts; None for other weights, and where it is not known."""
 
 
 def diagonal_of(moments: NDArray[Any]) -> NDArray[Any]:
@@ -98,7 +117,7 @@ def weight_curves(
                 inputs[source] = pool.submit(_salience, statistics, tensor.name)
         for source, tensor in named:
             columns = tensor.shape[-1]
-            power = _column_power(tensor)
+            power = _column_power(tensor, statistics.experts(tensor.name) if statistics else None)
             if source:
                 order, variances = inputs[source].result()
             else:
@@ -156,11 +175,16 @@ def _sensitivities(
     ]
 
 
-def _column_power(tensor: SourceTensor) -> F64:
-    """Sum of squares of each input channel's weights: (columns,)."""
+def _column_power(tensor: SourceTensor, use: ExpertUse | None) -> F64:
+    """Sum of squares of each input channel's weights: (columns,). Experts count as often as they are used."""
     power = np.zeros(tensor.shape[-1])
     for first_row, raw in row_slabs(tensor):
         check_finite(tensor, first_row, raw)
-        values = to_float32(raw, tensor.dtype).reshape(-1, tensor.shape[-1])
-        power += np.einsum("ij,ij->j", values, values, dtype=np.float64)
+        values = to_float32(raw, tensor.dtype)
+        if use is None:
+            values = values.reshape(-1, tensor.shape[-1])
+            power += np.einsum("ij,ij->j", values, values, dtype=np.float64)
+        else:
+            share = use.share[first_row : first_row + len(raw)]
+            power += share @ np.einsum("eij,eij->ej", values, values, dtype=np.float64)
     return power

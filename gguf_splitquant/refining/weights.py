@@ -42,7 +42,7 @@ class WeightRefiner:
         self._threads = threads
         self._refiner: Refiner | None = None
         self._key: Any = None
-        self._expected: tuple[str, int, list[TypedCluster]] | None = None
+        self._expected: tuple[str, int, list[TypedCluster], int | None] | None = None
         self._ahead: tuple[Any, Future[Refiner]] | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="factor")
 
@@ -60,10 +60,12 @@ class WeightRefiner:
         columns: int,
         pieces: Sequence[tuple[GGMLQuantizationType, int]],
         order: NDArray[np.int64] | None = None,
+        expert: int | None = None,
     ) -> None:
         """Say which weight comes after the next one: its input is factored while that one is refined."""
         if _by_feedback(pieces):
-            self._expected = name, columns, _clusters(columns, pieces, order)
+            expert = self._own_expert(name, expert)
+            self._expected = name, columns, _clusters(columns, pieces, order), expert
 
     def refine(
         self,
@@ -71,6 +73,7 @@ class WeightRefiner:
         weight: NDArray[np.float32],
         pieces: Sequence[tuple[GGMLQuantizationType, int]],
         order: NDArray[np.int64] | None = None,
+        expert: int | None = None,
     ) -> tuple[tuple[NDArray[np.uint8], ...], list[float]]:
         """Quantize one weight, float32 ``(rows, columns)``.
 
@@ -79,6 +82,7 @@ class WeightRefiner:
             weight: the values.
             pieces: type and number of channels of each cluster, in ``order``.
             order: input channel at each position; None: as they are.
+            expert: which of a stack's experts the weight is.
 
         Returns:
             The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of every
@@ -87,12 +91,13 @@ class WeightRefiner:
         Raises:
             SplitQuantError: the statistics do not fit the weight.
         """
+        expert = self._own_expert(name, expert)
         clusters = _clusters(weight.shape[1], pieces, order)
         packed: tuple[NDArray[np.uint8], ...]
         if _by_feedback(pieces):
-            packed = self._refiner_for(name, clusters, weight.shape[1]).refine(weight).packed
+            packed = self._refiner_for(name, clusters, weight.shape[1], expert).refine(weight).packed
         else:
-            packed = self._with_ggml(name, weight, clusters)
+            packed = self._with_ggml(name, weight, clusters, expert)
         errors = []
         for start in range(0, len(weight), ERROR_ROWS):
             rows = slice(start, start + ERROR_ROWS)
@@ -104,30 +109,39 @@ class WeightRefiner:
         return packed, errors
 
     def _with_ggml(
-        self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster]
+        self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster], expert: int | None
     ) -> tuple[NDArray[np.uint8], ...]:
-        salience = diagonal_of(self._moments(name, weight.shape[1])).astype(np.float32)
+        salience = diagonal_of(self._moments(name, weight.shape[1], expert)).astype(np.float32)
         importance = salience + np.float32(DAMPING * typical_salience(salience))
         return tuple(
             quantize_with_ggml(weight[:, c.channels], c.qtype, importance[c.channels], self._threads)
             for c in clusters
         )
 
-    def _moments(self, name: str, columns: int) -> NDArray[Any]:
+    def _moments(self, name: str, columns: int, expert: int | None) -> NDArray[Any]:
         if self._statistics is None or self._statistics.input_of(name) is None:
             return np.ones(columns, np.float32)
-        moments = self._statistics.matrix(name)
+        moments = self._statistics.matrix(name, expert)
         if moments.shape[0] != columns:
             raise RecipeError(name, f"has {columns} input channels, its statistics {moments.shape[0]}")
         return moments
 
-    def _refiner_for(self, name: str, clusters: list[TypedCluster], columns: int) -> Refiner:
-        key = self._key_of(name, clusters, columns)
+    def _own_expert(self, name: str, expert: int | None) -> int | None:
+        """``expert`` if it has statistics of its own: without, the experts of a stack share the factors."""
+        known = self._statistics is not None and self._statistics.experts(name) is not None
+        return expert if known else None
+
+    def _refiner_for(
+        self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None
+    ) -> Refiner:
+        key = self._key_of(name, clusters, columns, expert)
         if self._refiner is None or key != self._key:
             self._refiner = None  # its factors are large: they go before others come
             ahead, self._ahead = self._ahead, None
-            made = ahead is not None and ahead[0] == key
-            self._refiner = ahead[1].result() if ahead and made else self._make(name, clusters, columns)
+            if ahead is not None and ahead[0] == key:
+                self._refiner = ahead[1].result()
+            else:
+                self._refiner = self._make(name, clusters, columns, expert)
             self._key = key
         self._look_ahead()
         return self._refiner
@@ -135,17 +149,17 @@ class WeightRefiner:
     def _look_ahead(self) -> None:
         if self._expected is None or self._ahead is not None:
             return
-        (name, columns, clusters), self._expected = self._expected, None
-        key = self._key_of(name, clusters, columns)
+        (name, columns, clusters, expert), self._expected = self._expected, None
+        key = self._key_of(name, clusters, columns, expert)
         if key != self._key:
-            self._ahead = key, self._background.submit(self._make, name, clusters, columns)
+            self._ahead = key, self._background.submit(self._make, name, clusters, columns, expert)
 
-    def _make(self, name: str, clusters: list[TypedCluster], columns: int) -> Refiner:
-        return Refiner(self._moments(name, columns), clusters, threads=self._threads)
+    def _make(self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None) -> Refiner:
+        return Refiner(self._moments(name, columns, expert), clusters, threads=self._threads)
 
-    def _key_of(self, name: str, clusters: list[TypedCluster], columns: int) -> Any:
+    def _key_of(self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None) -> Any:
         source = self._statistics.input_of(name) if self._statistics else None
-        return source, columns, [(c.qtype, c.channels.tobytes()) for c in clusters]
+        return source, expert, columns, [(c.qtype, c.channels.tobytes()) for c in clusters]
 
 
 def _by_feedback(pieces: Sequence[tuple[GGMLQuantizationType, int]]) -> bool:

@@ -155,7 +155,7 @@ def test_a_users_text_is_cut_into_pieces_from_all_over(model: Path, tmp_path: Pa
 
 
 def test_what_a_sink_raises_reaches_the_caller(model: Path, text: NDArray[np.int32]) -> None:
-    def broken(name: str, _inputs: NDArray[np.float32]) -> None:
+    def broken(name: str, _inputs: NDArray[np.float32], _routing: object) -> None:
         raise ValueError(name)
 
     options = EngineOptions(n_ctx=256, n_batch=40, n_ubatch=40)

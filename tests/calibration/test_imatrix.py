@@ -32,7 +32,7 @@ def test_what_is_written_is_read(
     importance = {f"blk.{i}.ffn_up.weight": rng.lognormal(size=w) for i, w in enumerate(widths)}
     path = tmp_path_factory.mktemp("imatrix") / "own.gguf"
     write_imatrix(path, importance, dict.fromkeys(importance, 4096), "own text")
-    read = read_imatrix(path)
+    read = read_imatrix(path).importance
     assert read.keys() == importance.keys()
     for name, values in importance.items():
         np.testing.assert_allclose(read[name], values, rtol=1e-6)
@@ -43,14 +43,16 @@ def test_experts_keep_their_rows(tmp_path: Path) -> None:
     write_imatrix(
         tmp_path / "m.gguf", {"blk.0.ffn_up_exps.weight": means}, {"blk.0.ffn_up_exps.weight": 64}, "t"
     )
-    np.testing.assert_allclose(read_imatrix(tmp_path / "m.gguf")["blk.0.ffn_up_exps.weight"], means)
+    np.testing.assert_allclose(
+        read_imatrix(tmp_path / "m.gguf").importance["blk.0.ffn_up_exps.weight"], means
+    )
 
 
 def test_legacy_format(tmp_path: Path) -> None:
     values = np.array([0.5, 2.0, 8.0])
     path = tmp_path / "imatrix.dat"
     path.write_bytes(legacy({"blk.0.attn_q.weight": (7, values), "blk.1.attn_q.weight": (1, values * 2)}))
-    read = read_imatrix(path)
+    read = read_imatrix(path).importance
     np.testing.assert_allclose(read["blk.0.attn_q.weight"], values)
     np.testing.assert_allclose(read["blk.1.attn_q.weight"], values * 2)
 
@@ -63,7 +65,7 @@ def test_damaged_legacy_files_are_refused_or_read(
     path = tmp_path_factory.mktemp("imatrix") / "bad.dat"
     path.write_bytes(legacy({"blk.0.attn_q.weight": (2, np.ones(8))})[:cut] + noise)
     try:
-        read = read_imatrix(path)
+        read = read_imatrix(path).importance
     except SplitQuantError:
         return
     assert all(np.isfinite(values).all() and (values >= 0).all() for values in read.values())

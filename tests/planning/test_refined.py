@@ -33,8 +33,11 @@ class Statistics:
     def input_of(self, weight: str) -> str | None:
         return "x"
 
-    def matrix(self, weight: str) -> NDArray[np.float64]:
+    def matrix(self, weight: str, expert: int | None = None) -> NDArray[np.float64]:
         return self.moments
+
+    def experts(self, weight: str) -> None:
+        return None
 
 
 def statistics(columns: int = 256, **options: Mapping[str, float]) -> Statistics:

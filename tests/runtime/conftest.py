@@ -1,4 +1,4 @@
-"""The two libraries that the patch's tests compare, each in a process of its own."""
+"""The two libraries that the patch's tests compare, and one that others built, each in its own process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gguf_splitquant.runtime.library import find_library
+from tests.runtime.foreign_process import ForeignProcess
 from tests.runtime.logits_process import LogitsProcess
 
 
@@ -18,6 +19,13 @@ def patched() -> Iterator[LogitsProcess]:
 @pytest.fixture(scope="session")
 def stock() -> Iterator[LogitsProcess]:
     yield from _process(patched=False, command="gguf-splitquant build-runtime --stock")
+
+
+@pytest.fixture(scope="session")
+def prebuilt() -> Iterator[ForeignProcess]:
+    process = ForeignProcess()
+    yield process
+    process.close()
 
 
 def _process(patched: bool, command: str) -> Iterator[LogitsProcess]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scripts.real_models import qwen3_tokenizer
-from tests.runtime.conftest import patched, stock
+from tests.runtime.conftest import patched, prebuilt, stock
 
-__all__ = ["patched", "stock"]
+__all__ = ["patched", "prebuilt", "stock"]
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from gguf_splitquant.convert import ConversionReport, convert
+from gguf_splitquant.gguf_io.pairs import read_pairs
 from gguf_splitquant.planning import Role
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.sources import open_model
-from tests.runtime.logits_process import LogitsProcess
+from tests.runtime.foreign_process import CONTINUED, ForeignProcess
+from tests.runtime.logits_process import PROMPT, LogitsProcess
 
 from .family_cases import FAMILY_CASES
 
@@ -53,15 +55,36 @@ def test_split_file_runs_in_the_patched_engine(
     np.testing.assert_allclose(answer.logits, expected, rtol=0, atol=1e-3)
 
 
+def letter_of(path: Path) -> int:
+    """A token that is a letter."""
+    tokens = read_pairs(path)["tokenizer.ggml.tokens"].value
+    return next(
+        i for i, token in enumerate(tokens) if len(token) == 1 and token.isascii() and token.isalpha()
+    )
+
+
 @each_family
-def test_stock_file_runs_in_the_unpatched_engine(
-    official_files: Path, stock: LogitsProcess, tmp_path: Path, name: str
+def test_stock_file_runs_in_a_prebuilt_llama_cpp(
+    official_files: Path, prebuilt: ForeignProcess, tmp_path: Path, name: str
 ) -> None:
-    expected = np.load(official_files / f"{name}.logits.npy")
+    """A binary that others built gives the probabilities that transformers gives."""
+    logits = np.load(official_files / f"{name}.logits.npy")[len(PROMPT) - 1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum())
     recipe = Recipe(layout="stock", qtype="Q8_0", calibration="none", outtype="f32")
     report = written(official_files, name, tmp_path / "stock.gguf", recipe)
     assert sum(t.refined for t in report.plan.tensors) >= 4
-    answer = stock.run(report.path)
-    assert answer.refused == "", answer.log
+    answer = prebuilt.run(report.path, len(expected), letter_of(report.path))
+    assert answer.refused == ""
+    assert answer.decoded == CONTINUED
+    assert np.exp(answer.log_probabilities).sum() == pytest.approx(1, abs=1e-4)
     # eight bits per weight and activation
-    assert np.sqrt(np.mean((answer.logits - expected) ** 2)) < 0.05 * expected.std()
+    assert np.sqrt(np.mean((answer.log_probabilities - expected) ** 2)) < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3-MoE", "Mamba"])
+def test_split_file_is_refused_by_a_prebuilt_llama_cpp(
+    official_files: Path, prebuilt: ForeignProcess, tmp_path: Path, name: str
+) -> None:
+    recipe = Recipe(k=2, bits=32, outtype="f32")
+    report = written(official_files, name, tmp_path / "split.gguf", recipe)
+    assert "wrong number of tensors" in prebuilt.run(report.path, 1, 0).refused
