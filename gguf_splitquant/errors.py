@@ -7,6 +7,14 @@ anything else that reaches the top is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+_MOST = 4000
+"""Characters of a message: a path of the longest kind fits, a list of a million numbers does not."""
+
+
+def printable(text: str) -> str:
+    """A text with question marks for what a terminal would obey: names come from files of strangers."""
+    return "".join(c if c.isprintable() or c in " \n\t" else "?" for c in text)
+
 
 class SplitQuantError(Exception):
     """Base of all errors that a user can act on.
@@ -22,7 +30,7 @@ class SplitQuantError(Exception):
         self.cause = cause
         self.fix = fix
         message = f"{self.subject}: {cause}" + (f"; {fix}" if fix else "")
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split()))[:_MOST])
 
 
 class CheckpointError(SplitQuantError):

@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounded import open_regular
 from ..errors import GGUFError, OutputError
 from ..gguf_io.header import TensorEntry, read_header
 from .moments import Moments
@@ -71,7 +72,7 @@ def read_imatrix(path: Path) -> dict[str, F32]:
         GGUFError: neither of the two formats, or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             magic = file.read(4)
             if magic != b"GGUF":
                 file.seek(0)
@@ -85,30 +86,35 @@ def _read_gguf(path: Path) -> dict[str, F32]:
     header = read_header(path)
     entries = {t.name: t for t in header.tensors}
     importance: dict[str, F32] = {}
-    with path.open("rb") as file:
-        for name, entry in entries.items():
-            if not name.endswith(_SUMS):
-                continue
-            weight = name.removesuffix(_SUMS)
-            counted = entries.get(weight + _COUNTS)
-            if counted is None:
-                raise GGUFError(path, f"has sums but no counts for {weight}", "make the imatrix again")
-            sums = _values(path, file, entry).reshape(-1, entry.shape[-1])
-            counts = _values(path, file, counted).reshape(-1, 1)
-            if len(counts) not in (1, len(sums)):
-                raise GGUFError(path, f"has {len(counts)} counts for {len(sums)} experts of {weight}")
+    for name, entry in entries.items():
+        if not name.endswith(_SUMS):
+            continue
+        weight = name.removesuffix(_SUMS)
+        counted = entries.get(weight + _COUNTS)
+        if counted is None:
+            raise GGUFError(path, f"has sums but no counts for {weight}", "make the imatrix again")
+        sums = _values(entry).reshape(-1, entry.shape[-1])
+        counts = _values(counted).reshape(-1, 1)
+        if len(counts) not in (1, len(sums)):
+            raise GGUFError(path, f"has {len(counts)} counts for {len(sums)} experts of {weight}")
+        # what overflows here is refused as infinite
+        with np.errstate(all="ignore"):
             means = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).astype(np.float32)
-            importance[weight] = _checked(path, weight, means[0] if len(means) == 1 else means)
+        importance[weight] = _checked(path, weight, means[0] if len(means) == 1 else means)
     if not importance:
         raise GGUFError(path, "is a GGUF file, but not an imatrix", "give a file that llama-imatrix wrote")
     return importance
 
 
-def _values(path: Path, file: BinaryIO, entry: TensorEntry) -> F32:
+def _values(entry: TensorEntry) -> F32:
+    path = entry.file
     if entry.qtype is not gguf.GGMLQuantizationType.F32:
         raise GGUFError(path, f"{entry.name} is {entry.qtype.name}, not F32", "make the imatrix again")
-    file.seek(entry.offset)
-    values: F32 = np.frombuffer(file.read(entry.nbytes), dtype="<f4")
+    if not entry.nbytes:
+        raise GGUFError(path, f"{entry.name} has no values", "make the imatrix again")
+    with open_regular(path) as file:
+        file.seek(entry.offset)
+        values: F32 = np.frombuffer(file.read(entry.nbytes), dtype="<f4")
     return values
 
 

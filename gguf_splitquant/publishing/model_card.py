@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from gguf import Keys
 
+from ..bounded import parse_json, read_bytes
 from ..errors import EvaluationError
 from ..evaluation.base import Figure
 from ..evaluation.contents import Contents
@@ -51,12 +52,12 @@ def model_card(contents: Contents, results: Mapping[str, Any] | None = None) -> 
 def read_results(path: Path) -> dict[str, Any]:
     """A file that ``eval --output`` wrote. Raises EvaluationError for any other."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(read_bytes(path))
         if document["format"] != "gguf-splitquant evaluation":
             raise ValueError(f"its format is {document['format']!r}")
         for result in document["evaluations"].values():
             _measured(result)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         cause = f"not results of an evaluation ({type(error).__name__}: {error})"
         raise EvaluationError(path, cause, "give a file that `eval --output` wrote") from error
     return dict(document)
