@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bounded import open_regular
-from ..errors import GGUFError, OutputError
+from ..errors import GGUFError
 from ..gguf_io.header import TensorEntry, read_header
+from ..replacing import replacing
 from .moments import Moments
 from .names import HEAD
 
@@ -170,8 +171,8 @@ def write_imatrix(
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        writer = gguf.GGUFWriter(path, "imatrix")
+    with replacing(path) as partial:
+        writer = gguf.GGUFWriter(partial, "imatrix")
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [source])
         writer.add_uint32("imatrix.chunk_count", max(1, max(tokens.values(), default=0) // _CHUNK))
@@ -185,5 +186,3 @@ def write_imatrix(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    except OSError as error:
-        raise OutputError(path, f"cannot be written: {error}", "choose another place") from error

@@ -17,9 +17,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ..bounded import parse_json, read_bytes
-from ..errors import OutputError, RecipeError
+from ..errors import RecipeError
 from ..progress import SILENT, Progress
 from ..recipe import STOCK_TYPES, Recipe
+from ..replacing import write_text
 from ..sources.model import SourceModel, SourceTensor
 from .allocate import Piece, allocate
 from .curves import InputStatistics, WeightCurve, diagonal_of, weight_curves
@@ -66,10 +67,7 @@ class RefinedPlan:
             "predicted_kld": self.predicted_kld,
             "weights": {n: [[p.qtype.name, p.width] for p in pieces] for n, pieces in self.pieces.items()},
         }
-        try:
-            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(path, f"cannot be written: {error}", "choose another place") from error
+        write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def refinable_tensors(model: SourceModel, recipe: Recipe) -> list[SourceTensor]:

@@ -46,7 +46,7 @@ def read_json_if_there(path: Path) -> dict[str, Any] | None:
 
 def shown(value: Any) -> str:
     """A value from a file as an error message shows it; what it holds over and over is not written out."""
-    return reprlib.repr(value)[:80]
+    return repr(value[:80]) if isinstance(value, str) else repr(reprlib.repr(value)[:80])
 
 
 class ModelConfig:
@@ -75,7 +75,7 @@ class ModelConfig:
         if value is None:
             value = self._absent(names, default)
         if type(value) is not int or not minimum <= value <= maximum:
-            upper = "up" if maximum == 2**31 - 1 else f"to {maximum}"
+            upper = f"to {maximum}" if type(value) is int and value > maximum else "up"
             self._bad(names, value, f"an integer from {minimum} {upper}")
         return int(value)
 

@@ -144,7 +144,8 @@ HOSTILE_HEADERS: dict[str, tuple[dict[str, Any], int, str]] = {
         16,
         r"tensor a: .* takes more than 2\^67 bytes",
     ),
-    "product of many digits": ({"a": {**A, "shape": [2**62] * 999}}, 16, r"more than 2\^67 bytes"),
+    "product of many digits": ({"a": {**A, "shape": [2**62] * 999}}, 16, "tensor a: 999 dimensions"),
+    "product of 32 dimensions": ({"a": {**A, "shape": [2**62] * 32}}, 16, r"more than 2\^67 bytes"),
     "wrong dtype for the span": ({"a": {**A, "dtype": "F64"}}, 16, "tensor a: F64 .* takes 32 bytes"),
     "unknown dtype": ({"a": {**A, "dtype": "F31"}}, 16, "tensor a: unknown dtype 'F31'"),
     "dtype is a list": ({"a": {**A, "dtype": ["F32"]}}, 16, "tensor a: unknown dtype"),
@@ -196,7 +197,7 @@ def test_too_short_for_a_length(tmp_path: Path, size: int) -> None:
 def test_missing_or_unreadable(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"x\.safetensors: cannot be opened \(No such file"):
         SafetensorsFile(tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"reading failed|too short"):
+    with pytest.raises(CheckpointError, match=r"cannot be opened \(not an ordinary file"):
         SafetensorsFile(tmp_path)
 
 
