@@ -21,7 +21,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written.
     """
-    partial = path.with_name(f"{path.name[:100]}.{secrets.token_hex(4)}.part")
+    # of any length, so not the target's name with an ending
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         # what is there by that name, a link too, is not ours
         partial.open("xb").close()

@@ -61,6 +61,8 @@ def _groups(header: GGUFHeader, tensors: Mapping[str, TensorEntry]) -> dict[str,
         if _NUMBER.fullmatch(match[2]) is None or match[3] != "weight":
             raise _misfit(header, tensor.name, "is no name of a sub-layer")
         weight = f"{match[1]}.weight"
+        if _EXTRA.fullmatch(weight):
+            raise _misfit(header, tensor.name, "is a sub-layer of a sub-layer")
         if weight not in tensors:
             raise _misfit(header, tensor.name, f"is a sub-layer of {weight}, which is missing")
         extras.setdefault(weight, {})[int(match[2])] = tensor

@@ -1,0 +1,53 @@
+"""Every bad file gives its error, and only that: no crash, no hang, no explosion of memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attacks import checkpoints, gguf_files, other_files, safetensors_files
+from tests.attacks.attack import Attack
+from tests.attacks.bounded_process import BoundedProcess
+
+MiB = 1 << 20
+BUDGET = 1024 * MiB
+"""Memory for the worst file of each kind, the file's own bytes included."""
+
+CORPUS: dict[str, list[Attack]] = {
+    "read_safetensors": safetensors_files.ATTACKS,
+    "read_source": [*checkpoints.ATTACKS, *gguf_files.SOURCES],
+    "header_and_pairs": gguf_files.ATTACKS,
+    "inspect": gguf_files.ATTACKS,
+    "imatrix": other_files.IMATRICES,
+    "plan": other_files.PLANS,
+    "results": other_files.RESULTS,
+    "template": other_files.TEMPLATES,
+}
+CASES = [(reader, attack) for reader, attacks in CORPUS.items() for attack in attacks]
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[BoundedProcess]:
+    process = BoundedProcess()
+    yield process
+    process.close()
+
+
+@pytest.mark.parametrize(
+    ("reader", "attack"), CASES, ids=[f"{reader}: {attack.name}" for reader, attack in CASES]
+)
+def test_attack(reader: str, attack: Attack, process: BoundedProcess, tmp_path: Path) -> None:
+    place = tmp_path / "in"
+    place.mkdir()
+    path = attack.make(place)
+    before = sorted(tmp_path.rglob("*"))
+    verdict = process.read(reader, path)
+    assert verdict.kind == ("refused" if attack.error else ""), verdict.message
+    assert re.search(attack.error, verdict.message), verdict.message
+    assert verdict.message.isprintable()
+    assert verdict.bytes < BUDGET
+    # reading writes nothing
+    assert sorted(tmp_path.rglob("*")) == before
