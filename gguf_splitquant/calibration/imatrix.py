@@ -94,8 +94,8 @@ def _read_gguf(path: Path) -> dict[str, F32]:
         counted = entries.get(weight + _COUNTS)
         if counted is None:
             raise GGUFError(path, f"has sums but no counts for {weight}", "make the imatrix again")
-        sums = _values(entry).reshape(-1, entry.shape[-1])
-        counts = _values(counted).reshape(-1, 1)
+        sums = _checked(path, weight, _values(entry)).reshape(-1, entry.shape[-1])
+        counts = _checked(path, weight, _values(counted)).reshape(-1, 1)
         if len(counts) not in (1, len(sums)):
             raise GGUFError(path, f"has {len(counts)} counts for {len(sums)} experts of {weight}")
         # what overflows here is refused as infinite

@@ -38,7 +38,7 @@ def model_card(contents: Contents, results: Mapping[str, Any] | None = None) -> 
         results: what ``eval --output`` wrote; None: nothing was measured.
     """
     metadata = contents.metadata
-    name = str(metadata.get(Keys.General.NAME) or contents.path.stem)
+    name = contents.text(Keys.General.NAME) or contents.path.stem
     lines = ["---", yaml.safe_dump(_fields(metadata), sort_keys=False, allow_unicode=True).strip(), "---", ""]
     lines += [f"# {name} GGUF", "", _sentence(contents), ""]
     lines += _table(["file", "size", "bpw", "bpw, linear layers", "types"], [_row(contents)])

@@ -31,13 +31,18 @@ main()
 
 
 class TemplateProcess:
-    """One process, which renders one conversation after the other."""
+    """One process, which renders one conversation after the other.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: that one may take.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def render(self, request: Mapping[str, Any], seconds: float = SECONDS) -> str:
+    def render(self, request: Mapping[str, Any]) -> str:
         """The text for what :mod:`.template_worker` takes. Thread-safe.
 
         Raises:
@@ -46,7 +51,7 @@ class TemplateProcess:
         """
         with self._lock:
             try:
-                answer = json.loads(self._answer(json.dumps(request).encode() + b"\n", seconds))
+                answer = json.loads(self._answer(json.dumps(request).encode() + b"\n"))
             except BaseException:
                 # whatever it is doing, nobody waits for it any more
                 self.close()
@@ -62,7 +67,7 @@ class TemplateProcess:
             self._process.communicate()
             self._process = None
 
-    def _answer(self, line: bytes, seconds: float) -> bytes:
+    def _answer(self, line: bytes) -> bytes:
         if self._process is None or self._process.poll() is not None:
             self.close()
             command = [sys.executable, "-c", _SCRIPT.format(path=sys.path)]
@@ -81,13 +86,13 @@ class TemplateProcess:
             process.stdin.flush()
         except BrokenPipeError as error:
             raise TemplateError("the process that renders it has ended") from error
-        end = time.monotonic() + seconds
+        end = time.monotonic() + self.seconds
         answer = b""
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while not answer.endswith(b"\n"):
                 if not selector.select(max(0.0, end - time.monotonic())):
-                    raise TemplateError(f"it takes longer than {seconds:g} seconds")
+                    raise TemplateError(f"it takes longer than {self.seconds:g} seconds")
                 piece = os.read(process.stdout.fileno(), 1 << 20)
                 answer += piece
                 if not piece or len(answer) > _MOST_ANSWER:

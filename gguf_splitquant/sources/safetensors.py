@@ -26,6 +26,7 @@ from .reading import DOWNLOAD_AGAIN, PositionedFile
 MAX_HEADER_BYTES = 100_000_000
 """As in the Rust crate: a longer header is refused unread."""
 
+_MAX_NAME = 1000
 _MAX_DIMENSIONS = 32
 """Of any numpy array before version 2; a product of many more would take minutes."""
 
@@ -137,6 +138,8 @@ class SafetensorsFile(PositionedFile):
         spans: list[tuple[int, int, str]] = []
         tensors: dict[str, StoredTensor] = {}
         for name, entry in sorted(header.items()):
+            if len(name) > _MAX_NAME:
+                self._refuse(f"tensor {name[:60]}...: a name of {len(name)} characters")
             dtype, shape, begin, end = self._entry(name, entry)
             spans.append((begin, end, name))
             tensors[name] = StoredTensor(name, dtype, shape, 8 + header_bytes + begin, self)

@@ -120,9 +120,10 @@ _FILES: dict[str, tuple[bytes, str]] = {
     "a million shards": (_pairs(pair("split.count", U32, u32(10**6))), "split.count is 1000000"),
     "shards that are not there": (_pairs(pair("split.count", U32, u32(65535))), "shard|is one of 65535"),
     "a count of shards in words": (_pairs(pair("split.count", STRING, string("two"))), "split.count is two"),
-    "half a gigabyte of empty strings": (
-        _pairs(pair("a", ARRAY, array(STRING, bytes(8 * 16_000_000), 16_000_000))),
-        "",
+    "a million empty strings": (_pairs(pair("a", ARRAY, array(STRING, bytes(8 * 10**6), 10**6))), ""),
+    "more strings than any vocabulary has": (
+        _pairs(pair("a", ARRAY, array(STRING, bytes(160_000_000), 20_000_000))),
+        "a has 20000000 items",
     ),
     "a hundred megabytes of tensors": (
         Raw(

@@ -56,7 +56,7 @@ IMATRICES = [
     }.items()
 ]
 
-_WEIGHTS = {"blk.0.attn_q.weight": [["Q4_0", 256]], "blk.0.ffn_up.weight": [["Q4_0", 256]]}
+_WEIGHTS = {name: [["Q4_0", 256]] for name in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight", "output.weight")}
 
 
 def _plan(**weights: Any) -> bytes:
@@ -119,7 +119,7 @@ TEMPLATES = [
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "takes longer than",
         ),
-        "a power of powers": ("{{ 10 ** 10 ** 10 }}", "takes longer than|MemoryError"),
+        "a power of powers": ("{{ 9 ** (9 ** 9) }}", "takes longer than|MemoryError"),
         "ten gigabytes": ("{{ 'a' * 10 ** 10 }}", "MemoryError|OverflowError"),
         "doublings": (
             "{% set n = namespace(t='aa') %}{% for i in range(99) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
@@ -133,7 +133,7 @@ TEMPLATES = [
         "the way to Python": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe|SecurityError"),
         "the way through a format": ("{{ '{0.__class__.__mro__}'.format('') }}", "unsafe|SecurityError"),
         "the way through a function": (
-            "{{ raise_exception.__globals__ }}",
+            "{{ raise_exception.__globals__['sys'] }}",
             "unsafe|SecurityError",
         ),
         "the way through a loop": (

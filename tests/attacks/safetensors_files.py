@@ -70,7 +70,11 @@ _RAW: dict[str, tuple[bytes, int | None, str]] = {
     "a hundred megabytes of lists": (b'{"a":[' + b"[],[],[],[],[]," * 6_000_000 + b"[]]}", None, "parts"),
     "a hundred megabytes of objects": (b'{"a":[' + b'{"":0},' * 14_000_000 + b"0]}", None, "parts"),
     "fifty million numbers": (b'{"a":[' + b"0," * 49_000_000 + b"0]}", None, "parts"),
-    "a hundred megabytes of one name": (b'{"' + b"a" * 99_000_000 + b'":0}', None, "lacks dtype"),
+    "a hundred megabytes of one name": (
+        b'{"' + b"a" * 99_000_000 + b'":0}',
+        None,
+        "a name of 99000000 characters",
+    ),
     "terminal codes in a name": (b'{"\\u001b[2Ja":{}}', None, r"tensor \?\[2Ja: header entry lacks"),
     "a shape of a million sizes": (
         b'{"a":{"dtype":"U8","shape":[' + b"9223372036854775807," * 900_000 + b'1],"data_offsets":[0,1]}}',

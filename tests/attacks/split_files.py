@@ -174,7 +174,7 @@ ATTACKS = [
           "attn_norm.weight is split by channel", "tensor 'blk.0.attn_norm.weight' has wrong shape"),
     # value splits
     _value("a gap", "attn_q.split1.weight is missing", "wrong number of tensors", remove=SPLIT1),
-    _value("another shape", "attn_q.split1.weight has the shape .32, 64.", f"tensor '{SPLIT1}' has wrong shape",
+    _value("another shape", "split1.weight has the shape .32, 64.", f"tensor '{SPLIT1}' has wrong shape",
            **{SPLIT1: _zeros(N_EMBD // 2, N_EMBD)}),
     _value("more dimensions", "split1.weight has the shape .64, 64, 2.",
            f"tensor '{SPLIT1}' has wrong shape", **{SPLIT1: _zeros(N_EMBD, N_EMBD, 2)}),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +55,27 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sanitized]:
     sanitized = Sanitized(tmp_path_factory.mktemp("sanitizers"))
     yield sanitized
     sanitized.process.close()
+
+
+def test_the_sanitizers_are_awake(tmp_path: Path) -> None:
+    """ggml writes four blocks where one was allocated."""
+    assert BUILD is not None
+    script = """if True:
+        import ctypes, sys
+        ggml = ctypes.CDLL(sys.argv[1])
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        block = ctypes.c_void_p(libc.malloc(34))
+        ggml.quantize_row_q8_0_ref((ctypes.c_float * 128)(), block, ctypes.c_int64(128))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(BUILD.lib_dir / "libggml-base.so")],
+        env=sanitizer_environment(cxx_compiler()),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr and "quantize_row_q8_0_ref" in done.stderr
 
 
 @pytest.mark.parametrize("mmap", [False, True])

@@ -111,14 +111,24 @@ def _tokenizer_errors(path: Path) -> Iterator[None]:
 def load_with_transformers(folder: Path) -> LoadedTokenizer:
     """As :func:`load_tokenizer`, always with transformers."""
     tokenizer = _auto_tokenizer(folder)
-    return LoadedTokenizer(
-        tokenizer.get_vocab(),
-        int(tokenizer.vocab_size),
-        tokenizer.added_tokens_decoder,
-        frozenset(tokenizer.all_special_ids),
-        lambda text, special: list(tokenizer.encode(text, add_special_tokens=special)),
-        lambda tokens: str(tokenizer.decode(list(tokens))),
-    )
+
+    def encoded(text: str, special: bool) -> list[int]:
+        with _tokenizer_errors(folder):
+            return list(tokenizer.encode(text, add_special_tokens=special))
+
+    def decoded(tokens: Sequence[int]) -> str:
+        with _tokenizer_errors(folder):
+            return str(tokenizer.decode(list(tokens)))
+
+    with _tokenizer_errors(folder):
+        return LoadedTokenizer(
+            tokenizer.get_vocab(),
+            int(tokenizer.vocab_size),
+            tokenizer.added_tokens_decoder,
+            frozenset(tokenizer.all_special_ids),
+            encoded,
+            decoded,
+        )
 
 
 def _auto_tokenizer(folder: Path) -> Any:
