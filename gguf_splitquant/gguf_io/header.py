@@ -60,6 +60,9 @@ SCALARS: dict[GGUFValueType, str] = {
 }
 
 
+_U64 = struct.Struct("<Q")
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """One tensor of a file.
@@ -277,13 +280,23 @@ class HeaderWalker:
         skipped = key.startswith("tokenizer.")
         if kind is GGUFValueType.STRING:
             if skipped:
-                for _ in range(length):
-                    self._take(self._number("<Q"))
+                self._skip_strings(length)
                 return LongArray(length)
             return [self._string() for _ in range(length)]
         dtype = np.dtype(SCALARS[kind])
         raw = self._take(length * dtype.itemsize)
         return LongArray(length) if skipped else np.frombuffer(raw, dtype=dtype)
+
+    def _skip_strings(self, count: int) -> None:
+        """Step over strings, most of the time that a header takes."""
+        at, data, length_at = self._at, self._data, _U64.unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + length_at(data, at)[0]
+        except (struct.error, OverflowError):
+            # a length, or what it announces, is behind the end
+            at = max(at, len(data)) + 8
+        self._step(at - self._at)
 
     def array_head(self, key: str) -> tuple[GGUFValueType, int]:
         """Step over the type and the number of an array's items."""
@@ -314,14 +327,17 @@ class HeaderWalker:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def _take(self, length: int) -> bytes:
+        start = self._at
+        self._step(length)
+        return self._data[start : self._at]
+
+    def _step(self, length: int) -> None:
         end = self._at + length
         if end > len(self._data):
             raise self._damaged(f"ends inside its header, at byte {len(self._data)} of at least {end}")
         if end > _MAX_HEADER_BYTES:
             raise self._damaged(f"has a header of more than {_MAX_HEADER_BYTES} bytes")
-        taken = self._data[self._at : end]
         self._at = end
-        return taken
 
     def _damaged(self, cause: str) -> GGUFError:
         return GGUFError(self._path, cause, "make or download the file again")

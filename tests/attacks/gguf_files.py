@@ -64,6 +64,14 @@ _FILES: dict[str, tuple[bytes, str]] = {
         _pairs(pair("tokenizer.ggml.tokens", ARRAY, array(STRING, b"", 2**61))),
         "tokenizer.ggml.tokens has 2305843009213693952 items",
     ),
+    "a token of 2^64 - 1 bytes": (
+        _pairs(pair("tokenizer.ggml.tokens", ARRAY, array(STRING, u64(2**64 - 1) + bytes(16), 2))),
+        "ends inside its header",
+    ),
+    "fewer tokens than announced": (
+        _pairs(pair("tokenizer.ggml.tokens", ARRAY, array(STRING, string("a"), 10**6))),
+        "ends inside its header",
+    ),
     "an array longer than the file": (
         _pairs(pair("a", ARRAY, array(U64, b"", 10**6))),
         "ends inside its head",

@@ -8,24 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks import checkpoints, gguf_files, other_files, safetensors_files
 from tests.attacks.attack import Attack
 from tests.attacks.bounded_process import BoundedProcess
+from tests.attacks.corpus import CORPUS
 
 MiB = 1 << 20
 BUDGET = 1024 * MiB
 """Memory for the worst file of each kind, the file's own bytes included."""
 
-CORPUS: dict[str, list[Attack]] = {
-    "read_safetensors": safetensors_files.ATTACKS,
-    "read_source": [*checkpoints.ATTACKS, *gguf_files.SOURCES],
-    "header_and_pairs": gguf_files.ATTACKS,
-    "inspect": gguf_files.ATTACKS,
-    "imatrix": other_files.IMATRICES,
-    "plan": other_files.PLANS,
-    "results": other_files.RESULTS,
-    "template": other_files.TEMPLATES,
-}
 CASES = [(reader, attack) for reader, attacks in CORPUS.items() for attack in attacks]
 
 

@@ -12,7 +12,7 @@ from gguf_splitquant.errors import GGUFError
 from gguf_splitquant.evaluation.contents import read_contents
 from gguf_splitquant.runtime.engine import Engine
 from gguf_splitquant.runtime.library import find_library
-from tests.attacks.split_files import ATTACKS, GOOD, IDS, ORDER, SplitAttack
+from tests.attacks.split_files import ATTACKS, DENSE, GOOD, IDS, ORDER, SplitAttack
 from tests.runtime.logits_process import LogitsProcess
 from tests.runtime.tiny_models import split, write
 
@@ -58,7 +58,7 @@ def test_llama_cpp(attack: SplitAttack, mmap: bool, patched: LogitsProcess, tmp_
 def test_sound_files_are_read(patched: LogitsProcess, tmp_path: Path) -> None:
     """Each attack changes one thing in one of these."""
     by_channel = GOOD.write(tmp_path / "channels.gguf")
-    by_value = write(split(GOOD.model, ["blk.0.attn_v.weight"], 3), tmp_path / "values.gguf")
+    by_value = write(split(DENSE, ["blk.0.attn_v.weight"], 3), tmp_path / "values.gguf")
     for path in (by_channel, by_value):
         assert patched.run(path).refused == ""
     assert len(read_contents(by_channel).layers["blk.0.attn_q.weight"]) == 3
