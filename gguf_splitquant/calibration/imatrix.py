@@ -22,6 +22,7 @@ from ..bounded import open_regular
 from ..errors import GGUFError
 from ..gguf_io.header import TensorEntry, read_header
 from ..replacing import replacing
+from ..sources.model import SourceModel
 from .moments import Moments
 from .names import HEAD
 
@@ -62,6 +63,21 @@ class ImportanceMatrix:
         for name in self.importance:
             first.setdefault(self.importance[name].tobytes(), name)
         return first
+
+
+def imatrix_for(model: SourceModel, path: Path) -> ImportanceMatrix:
+    """The importance matrix of a model.
+
+    Raises:
+        GGUFError: not one, damaged, or of a model with other widths.
+    """
+    importance = read_imatrix(path)
+    for tensor in model.tensors:
+        values = importance.get(tensor.name)
+        if values is not None and values.shape[-1] != tensor.shape[-1]:
+            cause = f"has {values.shape[-1]} channels for {tensor.name}, which has {tensor.shape[-1]}"
+            raise GGUFError(path, cause, "give the imatrix of this model")
+    return ImportanceMatrix(importance)
 
 
 def read_imatrix(path: Path) -> dict[str, F32]:
