@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-harness lint clean
+.PHONY: demo test test-harness test-asan fuzz lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/gguf-splitquant build-runtime
@@ -22,6 +22,17 @@ test: $(VENV)/installed-test
 test-harness: $(VENV)/installed-test
 	$(BIN)/pip install --quiet '.[eval-oracle]'
 	$(BIN)/python -m pytest tests/evaluation/test_arc_harness.py
+
+# hostile split files through a llama.cpp that watches its own memory: some minutes to build, then seconds
+test-asan: $(VENV)/installed-test
+	$(BIN)/gguf-splitquant build-runtime --sanitized
+	$(BIN)/python -m pytest tests/attacks/test_sanitized.py
+
+# every reader of strangers' files for FUZZ_SECONDS; findings stay in fuzz-findings/
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/installed-test
+	$(BIN)/pip install --quiet 'atheris>=3'
+	$(BIN)/python -m tests.fuzz.fuzz --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

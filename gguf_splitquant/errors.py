@@ -7,6 +7,41 @@ anything else that reaches the top is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import os
+import re
+
+_MOST = 4000
+"""Characters of a message: a path of the longest kind fits, a list of a million numbers does not."""
+
+
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_HIDDEN = "***"
+_SECRETS = (
+    # tokens of the hub, what signs a URL, user and password in one
+    (re.compile(r"\bhf_\w{8,}"), _HIDDEN),
+    (re.compile(r"(https?://[^\s?]+)\?[^\s'\")>]+"), rf"\1?{_HIDDEN}"),
+    (re.compile(r"(https?://)[^\s/@]+@"), rf"\1{_HIDDEN}@"),
+    (re.compile(r"(?i)\b(bearer |basic |token=)[\w.~+/=-]{12,}"), rf"\1{_HIDDEN}"),
+    # paths of requests, as urllib3 prints them
+    (re.compile(r"(url: /[^\s?]*)\?\S+"), rf"\1?{_HIDDEN}"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text without tokens, passwords and the signatures of URLs: what a library says may hold them."""
+    for variable in _TOKEN_VARIABLES:
+        token = os.environ.get(variable)
+        if token and len(token) >= 8:
+            text = text.replace(token, _HIDDEN)
+    for secret, instead in _SECRETS:
+        text = secret.sub(instead, text)
+    return text
+
+
+def printable(text: str) -> str:
+    """A text with question marks for what a terminal would obey: names come from files of strangers."""
+    return "".join(c if c.isprintable() or c in " \n\t" else "?" for c in text)
+
 
 class SplitQuantError(Exception):
     """Base of all errors that a user can act on.
@@ -22,7 +57,7 @@ class SplitQuantError(Exception):
         self.cause = cause
         self.fix = fix
         message = f"{self.subject}: {cause}" + (f"; {fix}" if fix else "")
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(without_secrets(message).split()))[:_MOST])
 
 
 class CheckpointError(SplitQuantError):

@@ -8,7 +8,7 @@ then name, calls and values of each (llama.cpp, tools/imatrix/imatrix.cpp and co
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +18,12 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import GGUFError, OutputError, RecipeError
+from ..bounded import open_regular
+from ..errors import GGUFError
 from ..gguf_io.header import TensorEntry, read_header
 from ..planning.curves import ExpertUse
-from ..sources.model import SourceTensor
+from ..replacing import replacing
+from ..sources.model import SourceModel, SourceTensor
 from .moments import Moments
 from .names import HEAD
 
@@ -46,26 +48,6 @@ class ImportanceMatrix:
     importance: Mapping[str, F32]
     counts: Mapping[str, F32] = field(default_factory=dict)
     sensitivity: Mapping[str, float] = field(default_factory=dict)
-
-    def of(self, tensors: Iterable[SourceTensor]) -> ImportanceMatrix:
-        """The same for the weights of a model: the older format has all experts of a stack in one row.
-
-        Raises:
-            RecipeError: it has another number of input channels than a weight of that name.
-        """
-        shaped = dict(self.importance)
-        for tensor in tensors:
-            values = shaped.get(tensor.name)
-            if values is None:
-                continue
-            experts, channels = tensor.shape[0] if len(tensor.shape) > 2 else 1, tensor.shape[-1]
-            if values.shape[-1] == experts * channels and experts > 1:
-                shaped[tensor.name] = values.reshape(experts, channels)
-            elif values.shape[-1] != channels or (values.ndim > 1 and len(values) != experts):
-                found = " x ".join(map(str, values.shape))
-                cause = f"has {channels} input channels, in the imatrix {found}"
-                raise RecipeError(tensor.name, cause, "give the imatrix of this model")
-        return ImportanceMatrix(shaped, self.counts, self.sensitivity)
 
     def input_of(self, weight: str) -> str | None:
         """The weight that stands for the input: weights with equal values read the same one."""
@@ -107,6 +89,33 @@ class ImportanceMatrix:
         return first
 
 
+def imatrix_for(model: SourceModel, path: Path) -> ImportanceMatrix:
+    """The importance matrix of a model.
+
+    Raises:
+        GGUFError: not one, damaged, or of a model with other widths.
+    """
+    found = read_imatrix(path)
+    shaped = dict(found.importance)
+    for tensor in model.tensors:
+        values = shaped.get(tensor.name)
+        if values is not None:
+            shaped[tensor.name] = _as_read_by(path, tensor, values)
+    return ImportanceMatrix(shaped, found.counts)
+
+
+def _as_read_by(path: Path, tensor: SourceTensor, values: F32) -> F32:
+    """``values`` as the tensor reads them: the older format has all experts of a stack in one row."""
+    experts, channels = tensor.shape[0] if len(tensor.shape) > 2 else 1, tensor.shape[-1]
+    if experts > 1 and values.size == experts * channels:
+        return values.reshape(experts, channels)
+    if values.shape != (channels,):
+        size = " x ".join(map(str, values.shape))
+        cause = f"has {size} channels for {tensor.name}, which has {channels}"
+        raise GGUFError(path, cause, "give the imatrix of this model")
+    return values
+
+
 def read_imatrix(path: Path) -> ImportanceMatrix:
     """Read an importance matrix. Experts that the text never reached count 1 in every channel.
 
@@ -114,7 +123,7 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         GGUFError: neither of the two formats, or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             magic = file.read(4)
             if magic != b"GGUF":
                 file.seek(0)
@@ -129,33 +138,37 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
     entries = {t.name: t for t in header.tensors}
     importance: dict[str, F32] = {}
     tokens: dict[str, F32] = {}
-    with path.open("rb") as file:
-        for name, entry in entries.items():
-            if not name.endswith(_SUMS):
-                continue
-            weight = name.removesuffix(_SUMS)
-            counted = entries.get(weight + _COUNTS)
-            if counted is None:
-                raise GGUFError(path, f"has sums but no counts for {weight}", "make the imatrix again")
-            sums = _values(path, file, entry).reshape(-1, entry.shape[-1])
-            counts = _values(path, file, counted).reshape(-1, 1)
-            if len(counts) not in (1, len(sums)):
-                raise GGUFError(path, f"has {len(counts)} counts for {len(sums)} experts of {weight}")
+    for name, entry in entries.items():
+        if not name.endswith(_SUMS):
+            continue
+        weight = name.removesuffix(_SUMS)
+        counted = entries.get(weight + _COUNTS)
+        if counted is None:
+            raise GGUFError(path, f"has sums but no counts for {weight}", "make the imatrix again")
+        sums = _checked(path, weight, _values(entry)).reshape(-1, entry.shape[-1])
+        counts = _checked(path, weight + _COUNTS, _values(counted)).reshape(-1, 1)
+        if len(counts) not in (1, len(sums)):
+            raise GGUFError(path, f"has {len(counts)} counts for {len(sums)} experts of {weight}")
+        # what overflows here is refused as infinite
+        with np.errstate(all="ignore"):
             means = np.where(counts > 0, sums / np.maximum(counts, 1), np.float32(1)).astype(np.float32)
-            importance[weight] = _checked(path, weight, means[0] if len(means) == 1 else means)
-            if len(means) > 1:
-                per_expert = np.broadcast_to(counts[:, 0], len(means))
-                tokens[weight] = _checked(path, weight + _COUNTS, per_expert)
+        importance[weight] = _checked(path, weight, means[0] if len(means) == 1 else means)
+        if len(means) > 1:
+            tokens[weight] = np.broadcast_to(counts[:, 0], len(means))
     if not importance:
         raise GGUFError(path, "is a GGUF file, but not an imatrix", "give a file that llama-imatrix wrote")
     return ImportanceMatrix(importance, tokens)
 
 
-def _values(path: Path, file: BinaryIO, entry: TensorEntry) -> F32:
+def _values(entry: TensorEntry) -> F32:
+    path = entry.file
     if entry.qtype is not gguf.GGMLQuantizationType.F32:
         raise GGUFError(path, f"{entry.name} is {entry.qtype.name}, not F32", "make the imatrix again")
-    file.seek(entry.offset)
-    values: F32 = np.frombuffer(file.read(entry.nbytes), dtype="<f4")
+    if not entry.nbytes:
+        raise GGUFError(path, f"{entry.name} has no values", "make the imatrix again")
+    with open_regular(path) as file:
+        file.seek(entry.offset)
+        values: F32 = np.frombuffer(file.read(entry.nbytes), dtype="<f4")
     return values
 
 
@@ -216,8 +229,8 @@ def write_imatrix(
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        writer = gguf.GGUFWriter(path, "imatrix")
+    with replacing(path) as partial:
+        writer = gguf.GGUFWriter(partial, "imatrix")
         writer.add_type("imatrix")
         writer.add_array("imatrix.datasets", [source])
         most = max((int(np.max(count)) for count in tokens.values()), default=0)
@@ -232,5 +245,3 @@ def write_imatrix(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    except OSError as error:
-        raise OutputError(path, f"cannot be written: {error}", "choose another place") from error

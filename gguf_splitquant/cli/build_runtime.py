@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also llama-quantize, -perplexity, -imatrix and -export-lora (takes four times as long)",
     )
     parser.add_argument(
+        "--sanitized",
+        action="store_true",
+        help="with AddressSanitizer and UndefinedBehaviorSanitizer: for `make test-asan`",
+    )
+    parser.add_argument(
         "--sdist",
         type=Path,
         metavar="FILE",
@@ -37,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build, or find the build, and say where it is."""
-    spec = BuildSpec(patched=not args.stock, tools=args.with_tools, metal=args.metal)
+    spec = BuildSpec(
+        patched=not args.stock, tools=args.with_tools, metal=args.metal, sanitized=args.sanitized
+    )
     done = build_runtime(
         spec, sdist=args.sdist, force=args.force, binding=not args.library_only, progress=ProgressBar()
     )

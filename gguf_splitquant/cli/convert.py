@@ -126,12 +126,12 @@ def _statistics(
     """What the recipe's source of calibration says; cached where it took a run of the model."""
     from ..calibration.calibrate import Calibration
     from ..calibration.checkpoint import calibrate_model
-    from ..calibration.imatrix import read_imatrix, write_moments
+    from ..calibration.imatrix import imatrix_for, write_moments
 
     if recipe.calibration == "none":
         return None
     if recipe.calibration == "imatrix":
-        return read_imatrix(args.imatrix).of(model.tensors)
+        return imatrix_for(model, args.imatrix)
     how = Calibration(text=args.calibration_text)
     moments = calibrate_model(model, _folder(args), how, threads=args.threads, progress=progress)
     if args.write_imatrix:

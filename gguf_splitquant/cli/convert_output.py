@@ -61,9 +61,9 @@ def check_for_ollama(plan: Plan, layout: ModelLayout) -> None:
 
 def write_modelfile(name: str, model: SourceModel, path: Path, *, force: bool) -> None:
     """The Modelfile beside ``path``, and the command that takes it."""
-    from ..evaluation.results import write_text
     from ..gguf_io.writer import check_target
     from ..publishing.ollama import make_modelfile
+    from ..replacing import write_text
 
     target = modelfile_path(path)
     check_target(target, 0, force=force)
@@ -82,8 +82,8 @@ def modelfile_path(out: Path) -> Path:
 def write_model_card(args: argparse.Namespace, path: Path) -> None:
     """The snippet for a model card of the file."""
     from ..evaluation.contents import read_contents
-    from ..evaluation.results import write_text
     from ..publishing.model_card import model_card, read_results
+    from ..replacing import write_text
 
     results = read_results(args.results) if args.results else None
     write_text(args.model_card, model_card(read_contents(path), results))

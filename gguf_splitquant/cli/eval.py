@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from ..cache import cache_dir
     from ..evaluation.base import run_evaluation
     from ..evaluation.catalogue import CATALOGUE
-    from ..evaluation.results import collect, write_text
+    from ..evaluation.results import collect
+    from ..replacing import write_text
     from .progress_bar import ProgressBar
 
     check_positive(args, "ctx", "threads", "limit_tokens", "limit_questions", "rounds")

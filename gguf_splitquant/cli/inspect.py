@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what is in the file."""
+    from ..errors import printable
     from ..evaluation.contents import read_contents
 
     contents = read_contents(args.path)
     if args.model_card or args.results:
         return _write_card(args)
     found = describe(contents)
-    print(json.dumps(found, indent=1) if args.json else render(found))
+    print(json.dumps(found, indent=1) if args.json else printable(render(found)))
     return 0
 
 
@@ -59,14 +60,14 @@ def describe(contents: Contents) -> dict[str, Any]:
     if facts.recipe is not None:
         try:
             recipe = json.loads(facts.recipe)
-        except ValueError:
+        except (ValueError, RecursionError):
             # whoever wrote it, it is shown as it is
             recipe = facts.recipe
     return {
         "file": facts.file,
-        "architecture": contents.metadata.get(Keys.General.ARCHITECTURE),
-        "name": contents.metadata.get(Keys.General.NAME),
-        "quantized_by": contents.metadata.get(Keys.General.QUANTIZED_BY),
+        "architecture": contents.text(Keys.General.ARCHITECTURE),
+        "name": contents.text(Keys.General.NAME),
+        "quantized_by": contents.text(Keys.General.QUANTIZED_BY),
         "bytes": facts.file_bytes,
         "parameters": contents.n_params,
         "bpw": facts.file_bpw,

@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType, Keys
 
 from ..gguf_io.header import GGUFHeader, TensorEntry, read_header
 from ..gguf_io.metadata import KEY_LAYOUT, KEY_PARAMETER_COUNT
+from ..gguf_io.sublayer_check import check_sublayers
 
 _EXTRA = re.compile(r"\.split[1-9][0-9]*(?=\.weight$|\.bias$)")
 
@@ -70,10 +71,15 @@ class Contents:
         """Key-value pairs of the file."""
         return self.header.metadata
 
+    def text(self, key: str) -> str | None:
+        """The string under ``key``; None where there is none, or something else."""
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
     @property
     def context_length(self) -> int:
         """Context that the model was trained with; 0 where the file does not say."""
-        architecture = self.metadata.get(Keys.General.ARCHITECTURE, "")
+        architecture = self.text(Keys.General.ARCHITECTURE) or ""
         value = self.metadata.get(Keys.LLM.CONTEXT_LENGTH.format(arch=architecture), 0)
         return value if isinstance(value, int) else 0
 
@@ -88,7 +94,7 @@ class Contents:
     def shape_of(self, group: Sequence[TensorEntry]) -> tuple[int, ...]:
         """Shape of the weight that sub-layers make up: clusters of channels side by side, or all alike."""
         first = group[0].shape
-        if self.metadata.get(KEY_LAYOUT) != "split":
+        if self.text(KEY_LAYOUT) != "split":
             return first
         return (*first[:-1], sum(t.shape[-1] for t in group))
 
@@ -125,5 +131,12 @@ class Contents:
 
 
 def read_contents(path: Path) -> Contents:
-    """Read the header of a GGUF file. Raises GGUFError (see :func:`~..gguf_io.header.read_header`)."""
-    return Contents(read_header(path))
+    """Read the header of a GGUF file.
+
+    Raises:
+        GGUFError: it is damaged (see :func:`~..gguf_io.header.read_header`), or its sub-layers do not fit
+            together (:func:`~..gguf_io.sublayer_check.check_sublayers`).
+    """
+    header = read_header(path)
+    check_sublayers(header)
+    return Contents(header)

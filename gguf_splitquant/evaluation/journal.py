@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +64,8 @@ class Journal:
         with _writing(path):
             folder.mkdir(parents=True, exist_ok=True)
             # rewritten rather than appended to: an interruption may have left half a line at the end
-            file = path.open("w", encoding="utf-8")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+            file = os.fdopen(os.open(path, flags, 0o666), "w", encoding="utf-8")
         journal = cls(path, head, {}, file)
         journal._write(head)
         for key, record in records.items():

@@ -69,7 +69,7 @@ def _recipe(model: ModelFacts) -> str:
     try:
         fields = json.loads(model.recipe)
         return ", ".join(f"{key} {value}" for key, value in fields.items())
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return model.recipe
 
 

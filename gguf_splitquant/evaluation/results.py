@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
-from ..errors import OutputError
 from ..gguf_io.metadata import KEY_LAYOUT, KEY_QUANTIZED_TENSORS, KEY_RECIPE, KEY_RELATIVE_ERROR
+from ..replacing import write_text
 from ..runtime.threads import default_threads
 from .base import METRICS_VERSION, EvaluationResult
 from .contents import Contents, read_contents
@@ -48,8 +50,8 @@ class ModelFacts:
             file_bpw=contents.file_bpw,
             linear_bpw=contents.linear_bpw,
             types=dict(contents.types),
-            layout=contents.metadata.get(KEY_LAYOUT),
-            recipe=contents.metadata.get(KEY_RECIPE),
+            layout=contents.text(KEY_LAYOUT),
+            recipe=contents.text(KEY_RECIPE),
             errors=recorded_errors(contents),
         )
 
@@ -85,19 +87,8 @@ def collect(models: Sequence[Path], evaluations: Sequence[EvaluationResult]) -> 
 
 def recorded_errors(contents: Contents) -> dict[str, float]:
     """Relative squared error of every split weight, sum((w - decoded)^2) / sum(w^2), as recorded."""
-    names = contents.metadata.get(KEY_QUANTIZED_TENSORS, [])
-    errors = contents.metadata.get(KEY_RELATIVE_ERROR, [])
-    if len(names) != len(errors):
+    names = contents.metadata.get(KEY_QUANTIZED_TENSORS)
+    errors = contents.metadata.get(KEY_RELATIVE_ERROR)
+    if not isinstance(names, list) or not isinstance(errors, np.ndarray) or len(names) != len(errors):
         return {}
     return {name: float(error) for name, error in zip(names, errors, strict=True)}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a document whole or not at all. Raises OutputError."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(path, f"cannot write: {error.strerror}", "choose another place") from error

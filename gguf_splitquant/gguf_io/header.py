@@ -8,6 +8,7 @@ the vocabulary, and believes nothing: every length is checked against the file.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import re
 import struct
@@ -19,12 +20,23 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType, Keys
 
+from ..bounded import open_regular
 from ..errors import GGUFError
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 """``GGML_MAX_DIMS`` (ggml.h)."""
+
+# An entry costs up to forty times its own bytes: the limits stand before anything is kept. All are ten or
+# more times what the largest published files have.
+_MAX_HEADER_BYTES = 256 << 20
+_MAX_PAIRS = 10_000
+_MAX_TENSORS = 500_000
+_MAX_ITEMS = 16_000_000
+"""Of an array: a vocabulary, or its merges."""
+_MAX_NAME = 1024
+"""Of a tensor or key; llama.cpp takes 63 and 65,535."""
 
 _SPLIT_NO = Keys.Split.LLM_KV_SPLIT_NO
 _SPLIT_COUNT = Keys.Split.LLM_KV_SPLIT_COUNT
@@ -46,6 +58,9 @@ SCALARS: dict[GGUFValueType, str] = {
     GGUFValueType.INT64: "<q",
     GGUFValueType.FLOAT64: "<d",
 }
+
+
+_U64 = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class TensorEntry:
     @property
     def n_params(self) -> int:
         """Number of values."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -163,7 +178,7 @@ def _other_shards(first: GGUFHeader, count: int) -> list[Path]:
 
 def _read_one(path: Path) -> GGUFHeader:
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return HeaderWalker(path, data).header()
     except (OSError, ValueError) as error:
         # mmap of an empty file is a ValueError
@@ -186,27 +201,44 @@ class HeaderWalker:
         version = self._number("<I")
         if version not in _VERSIONS:
             raise self._damaged(f"has version {version}, and only 2 and 3 (little-endian) are known")
-        return self._number("<Q"), self._number("<Q")
+        n_tensors, n_pairs = self._number("<Q"), self._number("<Q")
+        for count, most, what in ((n_tensors, _MAX_TENSORS, "tensors"), (n_pairs, _MAX_PAIRS, "keys")):
+            if count > most:
+                raise self._damaged(f"announces {count} {what}, and {most} is the most that is read")
+        return n_tensors, n_pairs
 
     def header(self) -> GGUFHeader:
         """All of it."""
         n_tensors, n_pairs = self.begin()
         metadata: dict[str, Any] = {}
         for _ in range(n_pairs):
-            key = self._string()
+            key = self._name()
+            if key in metadata:
+                raise self._damaged(f"has the key {key[:200]} twice")
             metadata[key] = self._value(key, self._type())
-        entries = [self._tensor_info() for _ in range(n_tensors)]
+        entries: dict[str, TensorEntry] = {}
+        for _ in range(n_tensors):
+            entry = self._tensor_info()
+            if entry.name in entries:
+                raise self._damaged(f"has two tensors of the same name, {entry.name}")
+            entries[entry.name] = entry
         alignment = metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment <= 0:
-            raise self._damaged(f"has an alignment of {str(alignment)[:60]}")
+        if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+            raise self._damaged(f"has an alignment of {str(alignment)[:60]}, which is no power of two")
         data_start = -(-self._at // alignment) * alignment
-        tensors = tuple(self._placed(entry, data_start) for entry in entries)
-        if len({tensor.name for tensor in tensors}) != len(tensors):
-            raise self._damaged("has two tensors of the same name")
+        tensors = tuple(self._placed(entry, data_start, alignment) for entry in entries.values())
+        self._check_overlaps(tensors)
         return GGUFHeader(self._path, metadata, tensors, len(self._data), (self._path,))
 
+    def _check_overlaps(self, tensors: Sequence[TensorEntry]) -> None:
+        end, before = 0, ""
+        for tensor in sorted((t for t in tensors if t.nbytes), key=lambda t: t.offset):
+            if tensor.offset < end:
+                raise self._damaged(f"tensor {tensor.name} overlaps tensor {before}")
+            end, before = tensor.offset + tensor.nbytes, tensor.name
+
     def _tensor_info(self) -> TensorEntry:
-        name = self._string()
+        name = self._name()
         n_dims = self._number("<I")
         if not 1 <= n_dims <= _MAX_DIMENSIONS:
             raise self._damaged(f"tensor {name} has {n_dims} dimensions")
@@ -220,13 +252,16 @@ class HeaderWalker:
         block, block_bytes = GGML_QUANT_SIZES[qtype]
         if shape[-1] % block:
             raise self._damaged(f"tensor {name}: rows of {shape[-1]} are not whole {qtype.name} blocks")
-        count = 1
-        for n in shape:
-            count *= n
+        # as ggml checks it: also where another dimension is 0
+        count = math.prod(shape)
+        if math.prod(max(n, 1) for n in shape) >= 2**63:
+            raise self._damaged(f"tensor {name} has the impossible shape {list(shape)}")
         return TensorEntry(name, shape, qtype, offset, count // block * block_bytes, self._path)
 
-    def _placed(self, entry: TensorEntry, data_start: int) -> TensorEntry:
+    def _placed(self, entry: TensorEntry, data_start: int, alignment: int) -> TensorEntry:
         start = data_start + entry.offset
+        if entry.offset % alignment:
+            raise self._damaged(f"tensor {entry.name} begins at {entry.offset}, no multiple of {alignment}")
         if start + entry.nbytes > len(self._data):
             raise self._damaged(
                 f"is truncated: tensor {entry.name} ends at byte {start + entry.nbytes} of {len(self._data)}"
@@ -241,19 +276,36 @@ class HeaderWalker:
         return self._number(SCALARS[kind])
 
     def _array(self, key: str) -> Any:
-        kind, length = self._type(), self._number("<Q")
-        if kind is GGUFValueType.ARRAY:
-            raise self._damaged(f"{key} is an array of arrays")
+        kind, length = self.array_head(key)
         skipped = key.startswith("tokenizer.")
         if kind is GGUFValueType.STRING:
             if skipped:
-                for _ in range(length):
-                    self._take(self._number("<Q"))
+                self._skip_strings(length)
                 return LongArray(length)
             return [self._string() for _ in range(length)]
         dtype = np.dtype(SCALARS[kind])
         raw = self._take(length * dtype.itemsize)
         return LongArray(length) if skipped else np.frombuffer(raw, dtype=dtype)
+
+    def _skip_strings(self, count: int) -> None:
+        """Step over strings, most of the time that a header takes."""
+        at, data, length_at = self._at, self._data, _U64.unpack_from
+        try:
+            for _ in range(count):
+                at += 8 + length_at(data, at)[0]
+        except (struct.error, OverflowError):
+            # a length, or what it announces, is behind the end
+            at = max(at, len(data)) + 8
+        self._step(at - self._at)
+
+    def array_head(self, key: str) -> tuple[GGUFValueType, int]:
+        """Step over the type and the number of an array's items."""
+        kind, length = self._type(), self._number("<Q")
+        if kind is GGUFValueType.ARRAY:
+            raise self._damaged(f"{key[:200]} is an array of arrays")
+        if length > _MAX_ITEMS:
+            raise self._damaged(f"{key[:200]} has {length} items, and {_MAX_ITEMS} is the most that is read")
+        return kind, length
 
     def _type(self) -> GGUFValueType:
         number = self._number("<I")
@@ -262,6 +314,12 @@ class HeaderWalker:
         except ValueError:
             raise self._damaged(f"has a value of the unknown type {number} before byte {self._at}") from None
 
+    def _name(self) -> str:
+        length = self._number("<Q")
+        if length > _MAX_NAME:
+            raise self._damaged(f"has a name of {length} bytes before byte {self._at}")
+        return self._take(length).decode("utf-8", "replace")
+
     def _string(self) -> str:
         return self._take(self._number("<Q")).decode("utf-8", "replace")
 
@@ -269,12 +327,17 @@ class HeaderWalker:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def _take(self, length: int) -> bytes:
+        start = self._at
+        self._step(length)
+        return self._data[start : self._at]
+
+    def _step(self, length: int) -> None:
         end = self._at + length
         if end > len(self._data):
             raise self._damaged(f"ends inside its header, at byte {len(self._data)} of at least {end}")
-        taken = self._data[self._at : end]
+        if end > _MAX_HEADER_BYTES:
+            raise self._damaged(f"has a header of more than {_MAX_HEADER_BYTES} bytes")
         self._at = end
-        return taken
 
     def _damaged(self, cause: str) -> GGUFError:
         return GGUFError(self._path, cause, "make or download the file again")

@@ -13,6 +13,7 @@ from typing import Any
 
 from gguf import GGUFValue, GGUFValueType
 
+from ..bounded import open_regular
 from ..errors import GGUFError
 from .header import SCALARS, HeaderWalker
 
@@ -24,7 +25,7 @@ def read_pairs(path: Path) -> dict[str, GGUFValue]:
         GGUFError: the file cannot be read, is not GGUF, or is damaged.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _PairWalker(path, data).pairs()
     except (OSError, ValueError) as error:
         raise GGUFError(path, f"cannot be read: {error}", "give the path of a GGUF file") from error
@@ -35,19 +36,17 @@ class _PairWalker(HeaderWalker):
         _, n_pairs = self.begin()
         found: dict[str, GGUFValue] = {}
         for _ in range(n_pairs):
-            key, kind = self._string(), self._type()
+            key, kind = self._name(), self._type()
             if key in found:
                 raise self._damaged(f"has {key[:200]} twice")
             if kind is GGUFValueType.ARRAY:
-                item_kind, length = self._type(), self._number("<Q")
-                found[key] = GGUFValue(self._items(key, item_kind, length), kind, item_kind)
+                item_kind, length = self.array_head(key)
+                found[key] = GGUFValue(self._items(item_kind, length), kind, item_kind)
             else:
                 found[key] = GGUFValue(self._one(kind), kind)
         return found
 
-    def _items(self, key: str, kind: GGUFValueType, length: int) -> list[Any]:
-        if kind is GGUFValueType.ARRAY:
-            raise self._damaged(f"{key[:200]} is an array of arrays")
+    def _items(self, kind: GGUFValueType, length: int) -> list[Any]:
         if kind is GGUFValueType.STRING:
             return [self._text() for _ in range(length)]
         form = SCALARS[kind]

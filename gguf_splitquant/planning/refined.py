@@ -10,14 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from ..errors import OutputError, RecipeError
+from ..bounded import parse_json, read_bytes
+from ..errors import RecipeError
 from ..progress import SILENT, Progress
 from ..recipe import STOCK_TYPES, Recipe
+from ..replacing import write_text
 from ..sources.model import SourceModel, SourceTensor
 from .allocate import Piece, allocate
 from .curves import InputStatistics, WeightCurve, diagonal_of, weight_curves
@@ -64,10 +67,7 @@ class RefinedPlan:
             "predicted_kld": self.predicted_kld,
             "weights": {n: [[p.qtype.name, p.width] for p in pieces] for n, pieces in self.pieces.items()},
         }
-        try:
-            path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(path, f"cannot be written: {error}", "choose another place") from error
+        write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def refinable_tensors(model: SourceModel, recipe: Recipe) -> list[SourceTensor]:
@@ -131,14 +131,14 @@ def read_plan(
         RecipeError: not such a file, or it does not fit the model or the layout.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(read_bytes(path))
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']!r}")
         weights = {
-            str(name): tuple(Piece(GGMLQuantizationType[str(q)], int(width)) for q, width in pieces)
+            str(name): tuple(Piece(GGMLQuantizationType[str(q)], _whole(width)) for q, width in pieces)
             for name, pieces in document["weights"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(path, f"not a plan: {error!r}", "give a file that --plan wrote") from error
     tensors = {t.name: t for t in refinable_tensors(model, recipe)}
     if weights.keys() != tensors.keys():
@@ -149,6 +149,12 @@ def read_plan(
         _check_pieces(path, name, pieces, tensors[name].shape[-1], recipe)
     in_order = {name: weights[name] for name in tensors}
     return RefinedPlan(in_order, channel_orders(in_order, statistics))
+
+
+def _whole(width: Any) -> int:
+    if type(width) is not int:
+        raise TypeError(f"the width {width!r} is no integer")
+    return width
 
 
 def _check_pieces(path: Path, name: str, pieces: tuple[Piece, ...], columns: int, recipe: Recipe) -> None:

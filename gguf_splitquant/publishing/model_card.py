@@ -15,12 +15,18 @@ from typing import Any
 import yaml
 from gguf import Keys
 
+from ..bounded import parse_json, read_bytes
 from ..errors import EvaluationError
 from ..evaluation.base import Figure
 from ..evaluation.contents import Contents
 from ..gguf_io.metadata import KEY_LAYOUT, KEY_ORDER_WEIGHTS, KEY_RECIPE
 
 _PROJECT = "gguf-splitquant"
+_LICENCE = {
+    "license": Keys.General.LICENSE,
+    "license_name": Keys.General.LICENSE_NAME,
+    "license_link": Keys.General.LICENSE_LINK,
+}
 _TITLES = {"kld": "Divergence from the float model", "ppl": "Perplexity", "arc": "ARC", "speed": "Speed"}
 
 
@@ -32,7 +38,7 @@ def model_card(contents: Contents, results: Mapping[str, Any] | None = None) -> 
         results: what ``eval --output`` wrote; None: nothing was measured.
     """
     metadata = contents.metadata
-    name = str(metadata.get(Keys.General.NAME) or contents.path.stem)
+    name = contents.text(Keys.General.NAME) or contents.path.stem
     lines = ["---", yaml.safe_dump(_fields(metadata), sort_keys=False, allow_unicode=True).strip(), "---", ""]
     lines += [f"# {name} GGUF", "", _sentence(contents), ""]
     lines += _table(["file", "size", "bpw", "bpw, linear layers", "types"], [_row(contents)])
@@ -51,12 +57,12 @@ def model_card(contents: Contents, results: Mapping[str, Any] | None = None) -> 
 def read_results(path: Path) -> dict[str, Any]:
     """A file that ``eval --output`` wrote. Raises EvaluationError for any other."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(read_bytes(path))
         if document["format"] != "gguf-splitquant evaluation":
             raise ValueError(f"its format is {document['format']!r}")
         for result in document["evaluations"].values():
             _measured(result)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         cause = f"not results of an evaluation ({type(error).__name__}: {error})"
         raise EvaluationError(path, cause, "give a file that `eval --output` wrote") from error
     return dict(document)
@@ -70,22 +76,21 @@ def _fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(base, str) and "huggingface.co/" in base:
         fields["base_model"] = base.rstrip("/").partition("huggingface.co/")[2]
         fields["base_model_relation"] = "quantized"
-    if licence := metadata.get(Keys.General.LICENSE):
-        fields["license"] = str(licence)
-    if licence := metadata.get(Keys.General.LICENSE_NAME):
-        fields["license_name"] = str(licence)
-    if licence := metadata.get(Keys.General.LICENSE_LINK):
-        fields["license_link"] = str(licence)
-    if languages := metadata.get(Keys.General.LANGUAGES):
+    for field, key in _LICENCE.items():
+        licence = metadata.get(key)
+        if isinstance(licence, str) and licence:
+            fields[field] = licence
+    languages = metadata.get(Keys.General.LANGUAGES)
+    if isinstance(languages, list) and languages:
         fields["language"] = [str(language) for language in languages]
-    fields["quantized_by"] = str(metadata.get(Keys.General.QUANTIZED_BY, _PROJECT)).split()[0]
+    fields["quantized_by"] = [*str(metadata.get(Keys.General.QUANTIZED_BY, _PROJECT)).split(), _PROJECT][0]
     fields["library_name"] = "gguf"
     fields["tags"] = ["gguf", _PROJECT]
     return fields
 
 
 def _sentence(contents: Contents) -> str:
-    layout = contents.metadata.get(KEY_LAYOUT)
+    layout = contents.text(KEY_LAYOUT)
     split = KEY_ORDER_WEIGHTS in contents.metadata or any(len(g) > 1 for g in contents.layers.values())
     if layout is None:
         return "A GGUF file for llama.cpp."
@@ -112,13 +117,13 @@ def _readable(recipe: str) -> str:
     """Only the fields that say something."""
     try:
         fields = json.loads(recipe)
-    except ValueError:
+    except (ValueError, RecursionError):
         return recipe
     if not isinstance(fields, dict):
         return recipe
     of_value_split = ("k", "bits", "granularity")
     silent = {"stock": of_value_split, "split": of_value_split[1:], "value": ("calibration",)}
-    dropped = silent.get(fields.get("layout", ""), ())
+    dropped = silent.get(str(fields.get("layout")), ())
     said = {k: v for k, v in fields.items() if v not in (None, "", []) and k not in dropped}
     return json.dumps(said)
 

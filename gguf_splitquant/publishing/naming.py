@@ -26,7 +26,9 @@ def file_name(model: SourceModel, plan: Plan, source: str) -> str:
     """
     name = model.metadata.get(Keys.General.NAME)
     words = str(name.value) if name is not None and isinstance(name.value, str) else source
-    words = _NOT_IN_NAMES.sub("-", words).strip("-.")[:100] or "model"
+    words = _NOT_IN_NAMES.sub("-", words).strip("-.")
+    # file systems count bytes, and most take 255
+    words = words.encode("utf-8", "ignore")[:100].decode("utf-8", "ignore") or "model"
     return f"{words}-{encoding(plan)}.gguf"
 
 

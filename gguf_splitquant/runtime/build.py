@@ -105,7 +105,7 @@ def _build(spec: BuildSpec, sdist: Path | None, progress: Progress) -> Build:
         new = Path(tempfile.mkdtemp(dir=root, prefix=".new-"))
         try:
             _collect(made, new / "lib", spec)
-            check_library(library_file(new / "lib"), log_path)
+            check_library(library_file(new / "lib"), log_path, sanitized=spec.sanitized)
             write_manifest(new, spec)
             shutil.rmtree(root / name, ignore_errors=True)
             new.rename(root / name)

@@ -24,6 +24,8 @@ from .sdist import SDIST_SHA256, VERSION
 MANIFEST = "build.json"
 
 _ISA = re.compile(r"^(sse|ssse|avx|fma|f16c|bmi|abm|popcnt|movbe|aes|vaes|v?pclmul|gfni|sha|adx|xop|tbm)")
+_SANITIZERS = ("ADDRESS", "UNDEFINED")
+_CHECKED = "-O1 -g1 -D_GLIBCXX_ASSERTIONS"
 _COMPILER_VARIABLES = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS")
 
 
@@ -35,11 +37,14 @@ class BuildSpec:
         patched: with the split-weight patch; False gives the stock library, the oracle of the tests.
         tools: also llama-quantize, llama-perplexity, llama-imatrix and llama-export-lora.
         metal: with the Metal backend (macOS).
+        sanitized: with AddressSanitizer, UndefinedBehaviorSanitizer and assertions, for hostile files in
+            tests: several times as slow, and it loads only where :mod:`.sanitizers` says how.
     """
 
     patched: bool = True
     tools: bool = False
     metal: bool = False
+    sanitized: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ def _hash(parts: object) -> str:
 def build_name(spec: BuildSpec) -> str:
     """The folder name of a build of ``spec`` for this processor."""
     cpu = hashlib.sha256(" ".join(sorted(cpu_features())).encode()).hexdigest()[:8]
-    return f"{VERSION}-{'split' if spec.patched else 'stock'}-{recipe_hash(spec)}-{cpu}"
+    what = ("split" if spec.patched else "stock") + ("-sanitized" if spec.sanitized else "")
+    return f"{VERSION}-{what}-{recipe_hash(spec)}-{cpu}"
 
 
 def cmake_flags(spec: BuildSpec) -> list[str]:
@@ -132,7 +138,16 @@ def cmake_flags(spec: BuildSpec) -> list[str]:
     flags = [f"-D{name}={'ON' if value else 'OFF'}" for name, value in on_off.items()]
     # libllama finds libggml beside it wherever the folder is moved
     origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
-    return [*flags, "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_INSTALL_RPATH={origin}"]
+    return [*flags, *_build_type(spec), f"-DCMAKE_INSTALL_RPATH={origin}"]
+
+
+def _build_type(spec: BuildSpec) -> list[str]:
+    if not spec.sanitized:
+        return ["-DCMAKE_BUILD_TYPE=Release"]
+    sanitizers = [f"-D{project}_SANITIZE_{what}=ON" for project in ("GGML", "LLAMA") for what in _SANITIZERS]
+    # line numbers and assertions, which a release has not
+    languages = [f"-DCMAKE_{language}_FLAGS_RELWITHDEBINFO={_CHECKED}" for language in ("C", "CXX")]
+    return ["-DCMAKE_BUILD_TYPE=RelWithDebInfo", *languages, *sanitizers]
 
 
 def cpu_features() -> frozenset[str]:

@@ -1,24 +1,21 @@
 """A model's own chat template, rendered as transformers renders it.
 
-A template is a program from the internet: it runs in jinja's sandbox, and whatever it raises is an error
-about the template.
+A template is a program from the internet: it runs in jinja's sandbox, in a process with little memory and
+time, and whatever it raises is an error about the template.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gguf import GGUFValue, Keys
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import GGUFError
 from ..gguf_io.pairs import read_pairs
+from .template_process import TEMPLATES
 
 Message = Mapping[str, str]
 """``{"role": "system", "user" or "assistant", "content": text}``"""
@@ -60,33 +57,18 @@ class ChatTemplate:
             now: the time that a template may ask for.
 
         Raises:
-            TemplateError: the template is broken, or refuses these messages.
+            TemplateError: the template is broken, refuses these messages, or takes too much time or memory.
         """
 
-        def refuse(reason: object) -> None:
-            raise TemplateError(str(reason))
-
-        def to_json(value: Any, **options: Any) -> str:
-            return json.dumps(value, ensure_ascii=False, **options)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = to_json
-        try:
-            text = environment.from_string(self.source).render(
-                messages=[dict(message) for message in messages],
-                bos_token=self.bos,
-                eos_token=self.eos,
-                add_generation_prompt=generate,
-                raise_exception=refuse,
-                strftime_now=lambda form: now().strftime(form),
-            )
-        except TemplateError:
-            raise
-        # TypeError, KeyError, RecursionError and so on, from a program that nobody here wrote
-        except Exception as error:
-            raise TemplateError(f"{type(error).__name__}: {error}") from error
+        request = {
+            "source": self.source,
+            "messages": [dict(message) for message in messages],
+            "bos": self.bos,
+            "eos": self.eos,
+            "generate": generate,
+            "now": now().isoformat(),
+        }
+        text = TEMPLATES.render(request)
         return text.removeprefix(self.bos) if self.adds_bos and self.bos else text
 
 

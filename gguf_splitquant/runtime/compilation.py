@@ -18,6 +18,7 @@ from typing import TextIO
 from ..errors import BuildError
 from ..progress import Progress
 from .builds import BuildSpec, cmake_flags
+from .sanitizers import sanitizer_environment
 
 TOOLS = ("llama-quantize", "llama-perplexity", "llama-imatrix", "llama-export-lora")
 
@@ -38,7 +39,7 @@ def compile_llama_cpp(spec: BuildSpec, source: Path, build: Path, log_path: Path
         BuildError: a tool is missing, or a step failed; with the reason and the log's path.
     """
     cmake = _tool("cmake", "run `pip install cmake`, or install your system's cmake package")
-    _compiler()
+    cxx_compiler()
     env = _environment(source.parent)
     configure = [cmake, "-S", str(source), "-B", str(build), *cmake_flags(spec)]
     if shutil.which("ninja"):
@@ -51,7 +52,7 @@ def compile_llama_cpp(spec: BuildSpec, source: Path, build: Path, log_path: Path
     return build / "bin"
 
 
-def check_library(library: Path, log_path: Path) -> None:
+def check_library(library: Path, log_path: Path, *, sanitized: bool = False) -> None:
     """Load ``library`` in a process of its own: a wrong instruction set or a missing dependency shows here.
 
     Raises:
@@ -59,7 +60,11 @@ def check_library(library: Path, log_path: Path) -> None:
     """
     script = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).llama_backend_init()"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(library)], capture_output=True, text=True, errors="replace"
+        [sys.executable, "-c", script, str(library)],
+        env=sanitizer_environment(cxx_compiler()) if sanitized else None,
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
@@ -104,7 +109,7 @@ def _environment(root: Path) -> dict[str, str]:
     if platform.machine() in ("x86_64", "AMD64"):
         # -march=native turns AMX on wherever the processor lists it; virtual machines list it and then
         # kill the process that uses it (SIGILL)
-        for variable, compiler in (("CFLAGS", _c_compiler()), ("CXXFLAGS", _compiler())):
+        for variable, compiler in (("CFLAGS", _c_compiler()), ("CXXFLAGS", cxx_compiler())):
             flags = [flag for flag in _NO_AMX if _accepts(compiler, flag)]
             env[variable] = " ".join([env.get(variable, ""), *flags]).strip()
     return env
@@ -115,7 +120,8 @@ def _accepts(compiler: str, flag: str) -> bool:
     return subprocess.run(command, input="", capture_output=True, text=True).returncode == 0
 
 
-def _compiler() -> str:
+def cxx_compiler() -> str:
+    """The C++ compiler: ``CXX``, or the first that is found. Raises BuildError where there is none."""
     return _first("CXX", ("c++", "g++", "clang++"))
 
 

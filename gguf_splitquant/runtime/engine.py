@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import EngineError, GGUFError
 from ..gguf_io.header import read_header
 from ..gguf_io.metadata import KEY_VERSION
+from ..gguf_io.sublayer_check import check_sublayers
 from .engine_batch import Batch
 from .engine_log import EngineLog, captured
 from .library import BUILD_COMMAND, is_patched, load_llama_cpp
@@ -88,6 +89,7 @@ class Engine:
         options: see :class:`EngineOptions`.
 
     Raises:
+        GGUFError: a damaged file, or one whose sub-layers do not fit together.
         EngineError: no such file, not a model that this llama.cpp runs (with the last line of its log), a
             split file and an unpatched library, or not enough memory for the context.
     """
@@ -99,6 +101,7 @@ class Engine:
         self._context: Any = None
         if not self.path.is_file():
             raise EngineError(self.path, "no such file", "give the path of a GGUF file")
+        check_sublayers(read_header(self.path))
         self._lib = load_llama_cpp()
         self._log = EngineLog()
         with captured(self._lib, self._log):

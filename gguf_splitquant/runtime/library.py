@@ -62,13 +62,20 @@ def is_patched(llama_cpp: ModuleType) -> bool:
 def find_library(*, patched: bool = True) -> Path | None:
     """The folder of the newest library in the user cache that this version built and that runs on this
     processor; None where there is none. ``patched=False`` asks for the stock one (``--stock``)."""
-    usable = (b for b in builds() if b.spec.patched == patched and b.is_current() and b.runs_here())
+    usable = (
+        build
+        for build in builds()
+        if build.spec.patched == patched
+        and not build.spec.sanitized
+        and build.is_current()
+        and build.runs_here()
+    )
     newest = next(usable, None)
     return newest.lib_dir if newest else None
 
 
 def _why_none() -> str:
-    patched = [build for build in builds() if build.spec.patched]
+    patched = [build for build in builds() if build.spec.patched and not build.spec.sanitized]
     current = [build for build in patched if build.is_current()]
     if current:
         lacking = ", ".join(sorted(current[0].cpu - cpu_features()))

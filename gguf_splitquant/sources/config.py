@@ -7,26 +7,32 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..bounded import MAX_JSON_PARTS, MAX_TEXT_BYTES, MiB, parse_json, read_bytes
 from ..errors import CheckpointError
+
+# tokenizer.json holds a vocabulary and its merges: four times the largest published one
+_LARGER = {"tokenizer.json": (128 * MiB, 8_000_000)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from ``path``.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, or not a JSON object.
+        CheckpointError: the file is missing, unreadable, too large, or not a JSON object.
     """
+    most_bytes, most_parts = _LARGER.get(path.name, (MAX_TEXT_BYTES, MAX_JSON_PARTS))
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path, most_bytes), most_parts)
     except FileNotFoundError as error:
         raise CheckpointError(path, "not found", "download it along with the weights") from error
     except OSError as error:
         raise CheckpointError(path, f"cannot be read ({error.strerror})", "check its permissions") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(path, f"not valid JSON ({error})", "download it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(path, "not a JSON object", "download it again")
@@ -36,6 +42,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_json_if_there(path: Path) -> dict[str, Any] | None:
     """As :func:`read_json`; None where there is no such file."""
     return read_json(path) if path.is_file() else None
+
+
+def shown(value: Any) -> str:
+    """A value from a file as an error message shows it; what it holds over and over is not written out."""
+    return repr(value[:80]) if isinstance(value, str) else repr(reprlib.repr(value)[:80])
 
 
 class ModelConfig:
@@ -56,13 +67,16 @@ class ModelConfig:
         """The first of ``names`` that has a value, whatever its type; None where none has."""
         return next((self.fields[name] for name in names if self.fields.get(name) is not None), None)
 
-    def integer(self, *names: str, default: int | None = None, minimum: int = 1) -> int:
-        """An integer of at least ``minimum``; without a ``default`` the field has to be there."""
+    def integer(
+        self, *names: str, default: int | None = None, minimum: int = 1, maximum: int = 2**31 - 1
+    ) -> int:
+        """An integer in a range; without a ``default`` the field has to be there."""
         value = self.get(*names)
         if value is None:
             value = self._absent(names, default)
-        if type(value) is not int or not minimum <= value < 2**31:
-            self._bad(names, value, f"an integer from {minimum} up")
+        if type(value) is not int or not minimum <= value <= maximum:
+            upper = f"to {maximum}" if type(value) is int and value > maximum else "up"
+            self._bad(names, value, f"an integer from {minimum} {upper}")
         return int(value)
 
     def number(self, *names: str, default: float | None = None) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValue, GGUFValueType, Keys, quants
 from numpy.typing import NDArray
 
+from ..bounded import open_regular
 from ..errors import CheckpointError, TokenizerError, UnsupportedModelError
 from ..gguf_io.header import GGUFHeader, TensorEntry, read_header
 from ..gguf_io.pairs import read_pairs
@@ -53,7 +54,7 @@ def is_gguf(path: Path) -> bool:
         return False
     if path.suffix.lower() == ".gguf":
         return True
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(4) == b"GGUF"
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import yaml
 from gguf import GGUFValue
 
 from ..errors import CheckpointError
+from .card import check_card
 from .checkpoint import Checkpoint, open_checkpoint
-from .config import read_json_if_there
+from .config import read_json_if_there, shown
 from .families import FAMILIES, family_class
 from .model import SourceModel, SourceTensor
 
@@ -53,6 +53,9 @@ def _add_general(writer: gguf.GGUFWriter, checkpoint: Checkpoint, tensors: tuple
     total, shared, experts, n_experts = writer.get_total_parameter_count()
     # the folder's name stands in for a model name that is given nowhere: "." has none
     folder = Path(os.path.abspath(checkpoint.folder))  # noqa: PTH100 (resolve() would follow links)
+    # gguf-py reads both again, without limits
+    check_card(folder / "README.md")
+    generation = read_json_if_there(folder / "generation_config.json") or {}
     try:
         general = gguf.Metadata.load(None, folder, None, total)
         if general.name is None:
@@ -61,20 +64,14 @@ def _add_general(writer: gguf.GGUFWriter, checkpoint: Checkpoint, tensors: tuple
             general.size_label = gguf.size_label(total, shared, experts, n_experts)
         if general.sampling_penalty_repeat is None:
             # llama.cpp's own gguf-py reads transformers' name of it too, the release on PyPI does not
-            generation = read_json_if_there(folder / "generation_config.json") or {}
             general.sampling_penalty_repeat = generation.get("repetition_penalty")
         general.set_gguf_meta_model(writer)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            folder / "README.md",
-            f"the model card's head is not valid YAML ({str(error).splitlines()[0]})",
-            "correct it, or move README.md away",
-        ) from error
-    # gguf-py takes the types of these fields for granted
-    except (AttributeError, TypeError) as error:
+    # gguf-py takes the types of these fields for granted, and YAML's dates and numbers their ranges
+    except Exception as error:
         raise CheckpointError(
             folder,
-            f"the head of README.md, or _name_or_path in config.json, has a value of a wrong type ({error})",
+            "the head of README.md, or _name_or_path in config.json, has a value of a wrong type "
+            f"({type(error).__name__}: {str(error)[:200]})",
             "correct it, or move README.md away",
         ) from error
 
@@ -87,7 +84,7 @@ def _check_values(metadata: dict[str, GGUFValue], folder: Path) -> None:
         if not all(_fits(item, item_type) for item in items):
             raise CheckpointError(
                 folder,
-                f"{key} would be {str(value.value)[:80]!r}, not a {(item_type or value.type).name.lower()}",
+                f"{key} would be {shown(value.value)}, not a {(item_type or value.type).name.lower()}",
                 "correct it in the model card (README.md), config.json or generation_config.json",
             )
 

@@ -10,6 +10,7 @@ import os
 import weakref
 from pathlib import Path
 
+from ..bounded import open_descriptor
 from ..errors import CheckpointError
 
 DOWNLOAD_AGAIN = "download the file again"
@@ -28,7 +29,7 @@ class PositionedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            self._descriptor = open_descriptor(path)
         except OSError as error:
             raise CheckpointError(path, f"cannot be opened ({error.strerror})", DOWNLOAD_AGAIN) from error
         self._close = weakref.finalize(self, os.close, self._descriptor)

@@ -8,7 +8,6 @@ data section without a gap are those of its Rust crate (``safetensors/src/tensor
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +18,17 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounded import parse_json
 from ..errors import CheckpointError
 from .model import FloatType
 from .reading import DOWNLOAD_AGAIN, PositionedFile
 
 MAX_HEADER_BYTES = 100_000_000
 """As in the Rust crate: a longer header is refused unread."""
+
+_MAX_NAME = 1000
+_MAX_DIMENSIONS = 32
+"""Of any numpy array before version 2; a product of many more would take minutes."""
 
 _DTYPE_BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -134,6 +138,8 @@ class SafetensorsFile(PositionedFile):
         spans: list[tuple[int, int, str]] = []
         tensors: dict[str, StoredTensor] = {}
         for name, entry in sorted(header.items()):
+            if len(name) > _MAX_NAME:
+                self._refuse(f"tensor {name[:60]}...: a name of {len(name)} characters")
             dtype, shape, begin, end = self._entry(name, entry)
             spans.append((begin, end, name))
             tensors[name] = StoredTensor(name, dtype, shape, 8 + header_bytes + begin, self)
@@ -149,8 +155,8 @@ class SafetensorsFile(PositionedFile):
             return fields
 
         try:
-            header = json.loads(raw.decode("utf-8"), object_pairs_hook=no_duplicates)
-        except (ValueError, RecursionError) as error:
+            header = parse_json(raw, object_pairs_hook=no_duplicates)
+        except ValueError as error:
             raise CheckpointError(self.path, f"header is not valid JSON ({error})", DOWNLOAD_AGAIN) from error
         if not isinstance(header, dict):
             self._refuse("header is not a JSON object")
@@ -167,6 +173,8 @@ class SafetensorsFile(PositionedFile):
             self._refuse(f"tensor {name}: shape {str(shape)[:80]} is not a list of sizes")
         if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             self._refuse(f"tensor {name}: data_offsets {str(offsets)[:80]} are not a range")
+        if len(shape) > _MAX_DIMENSIONS:
+            self._refuse(f"tensor {name}: {len(shape)} dimensions")
         bits = _DTYPE_BITS[dtype]
         for size in shape:
             bits *= size

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from gguf_splitquant.calibration.calibrate import gather, user_text
 from gguf_splitquant.calibration.experts import PRIOR, RowWriter, expert_matrix, expert_use
-from gguf_splitquant.calibration.imatrix import ImportanceMatrix, read_imatrix, write_moments
+from gguf_splitquant.calibration.imatrix import ImportanceMatrix, imatrix_for, read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments, TokenWeighting
 from gguf_splitquant.calibration.observer import ObservedEngine, Routing
 from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
 from gguf_splitquant.cli.convert_output import print_summary
 from gguf_splitquant.convert import convert
-from gguf_splitquant.errors import RecipeError, SplitQuantError
+from gguf_splitquant.errors import GGUFError, SplitQuantError
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
 from gguf_splitquant.planning.curves import weight_curves
@@ -33,6 +33,7 @@ from gguf_splitquant.runtime.builds import BuildSpec, find_build
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from gguf_splitquant.sources import open_model
 from scripts.mixture import write_mixture
+from tests.calibration.test_imatrix import legacy
 from tests.gguf_files import FLOAT, convert_once
 
 EXPERTS, USED = 4, 2
@@ -281,13 +282,16 @@ def test_an_imatrix_gives_each_expert_its_own_and_unreached_ones_the_mean() -> N
     assert known.experts("w") is None and known.matrix("w").tolist() == [1, 2]
 
 
-def test_an_older_imatrix_is_shaped_by_the_model(checkpoint: Path) -> None:
-    tensors = open_model(checkpoint).tensors
+def test_an_older_imatrix_is_shaped_by_the_model(checkpoint: Path, tmp_path: Path) -> None:
+    model = open_model(checkpoint)
     flat = np.arange(EXPERTS * 288, dtype=np.float32)
-    known = ImportanceMatrix({GATE: flat}).of(tensors)
+    path = tmp_path / "older.dat"
+    path.write_bytes(legacy({GATE: (1, flat)}))
+    known = imatrix_for(model, path)
     np.testing.assert_array_equal(known.matrix(GATE, 1), flat[288:576])
-    with pytest.raises(RecipeError, match=r"blk\.2\.ffn_gate_exps\.weight: has 288 input channels"):
-        ImportanceMatrix({GATE: flat[:-1]}).of(tensors)
+    path.write_bytes(legacy({GATE: (1, flat[:-1])}))
+    with pytest.raises(GGUFError, match=f"has {flat.size - 1} channels for {GATE}, which has 288"):
+        imatrix_for(model, path)
 
 
 def test_the_report_names_the_rare_experts(

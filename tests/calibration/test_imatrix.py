@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_splitquant.calibration.imatrix import read_imatrix, write_imatrix
+from gguf_splitquant.calibration.imatrix import imatrix_for, read_imatrix, write_imatrix
 from gguf_splitquant.errors import GGUFError, SplitQuantError
+from gguf_splitquant.planning import plan_refined
+from gguf_splitquant.recipe import Recipe
+from tests.sample_models import small_model
 
 
 def legacy(entries: dict[str, tuple[int, np.ndarray]]) -> bytes:
@@ -81,6 +84,20 @@ def test_damage_is_named(tmp_path: Path) -> None:
         read_imatrix(path)
     with pytest.raises(GGUFError, match="cannot be read"):
         read_imatrix(tmp_path / "none.gguf")
+
+
+def test_an_imatrix_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    name = "blk.0.attn_q.weight"
+    for width in (8, 255, 257):
+        write_imatrix(path, {name: np.ones(width)}, {name: 64}, "t")
+        with pytest.raises(GGUFError, match=f"has {width} channels for {name}, which has 256; give"):
+            imatrix_for(small_model(), path)
+    other = "blk.9.attn_q.weight"
+    write_imatrix(path, {name: np.ones(256), other: np.ones(8)}, {name: 64, other: 1}, "t")
+    recipe = Recipe(layout="split", target_bpw=5.0)
+    plan = plan_refined(small_model(), recipe, imatrix_for(small_model(), path))
+    assert plan.pieces[name]
 
 
 def test_a_model_is_not_an_imatrix(tmp_path: Path) -> None:

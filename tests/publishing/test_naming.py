@@ -42,6 +42,7 @@ def test_encodings(recipe: Recipe, name: str) -> None:
         ("../../etc/passwd", "etc-passwd-INT4.gguf"),
         ("a\x00b\nc", "a-b-c-INT4.gguf"),
         ("...", "model-INT4.gguf"),
+        ("\u6f22" * 500, "\u6f22" * 33 + "-INT4.gguf"),
         ("x" * 500, "x" * 100 + "-INT4.gguf"),
     ],
 )

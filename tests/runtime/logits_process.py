@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,16 @@ class Answer:
 
 
 class LogitsProcess:
-    """Answers one question after the other with one library; a question that kills it gets an error."""
+    """Answers one question after the other with one library; a question that kills it gets an error.
 
-    def __init__(self, library: Path) -> None:
+    Args:
+        library: its folder.
+        env: of the process; None: this one's.
+    """
+
+    def __init__(self, library: Path, env: Mapping[str, str] | None = None) -> None:
         self.library = library
+        self._env = os.environ if env is None else env
         self._process: subprocess.Popen[str] | None = None
 
     def run(
@@ -66,7 +72,7 @@ class LogitsProcess:
             "out": str(out),
         }
         if self._process is None or self._process.poll() is not None:
-            env = {**os.environ, "LLAMA_CPP_LIB_PATH": str(self.library)}
+            env = {**self._env, "LLAMA_CPP_LIB_PATH": str(self.library)}
             self._process = subprocess.Popen(
                 [sys.executable, __file__], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )

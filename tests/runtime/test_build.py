@@ -149,7 +149,7 @@ def test_two_at_once_build_once(sources: Path, calls: Path) -> None:
 
 
 def test_recipe_depends_on_patch_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    specs = [BuildSpec(), STOCK, BuildSpec(tools=True), BuildSpec(metal=True)]
+    specs = [BuildSpec(), STOCK, BuildSpec(tools=True), BuildSpec(metal=True), BuildSpec(sanitized=True)]
     before = [recipe_hash(spec) for spec in specs]
     assert len(set(before)) == len(specs)
     assert [recipe_hash(spec) for spec in specs] == before

@@ -13,7 +13,6 @@ from gguf import GGUFReader, GGUFWriter
 from tests.runtime.channel_models import (
     TENSORS_KEY,
     WEIGHTS_KEY,
-    ChannelModel,
     order_name,
     split_channels,
 )
@@ -182,7 +181,7 @@ def test_adapters_apply_to_split_models(patched: LogitsProcess, tmp_path: Path) 
     assert np.abs(expected.logits - patched.run(whole).logits).max() > 1e-2
 
 
-# -- refusals ------------------------------------------------------------------------------------------
+# -- refusals (more: tests/attacks/split_files.py) ------------------------------------------------------
 
 
 def test_refuses_an_architecture_that_bypasses_the_sum(patched: LogitsProcess, tmp_path: Path) -> None:
@@ -198,149 +197,3 @@ def test_unpatched_library_refuses(stock: LogitsProcess, tmp_path: Path) -> None
     answer = stock.run(parts.write(tmp_path / "split.gguf"))
     assert answer.refused == "model"
     assert f"tensor '{Q}' has wrong shape" in answer.log
-
-
-SPLIT1, SPLIT2 = sublayer_name(Q, 1), sublayer_name(Q, 2)
-GOOD, _ = split_channels(DENSE, [Q, K])
-ORDER = order_name(Q)
-IDS = GOOD.model.tensors[ORDER]
-
-
-def test_the_good_file_loads(patched: LogitsProcess, tmp_path: Path) -> None:
-    """Each refusal below changes one thing in this file."""
-    assert patched.run(GOOD.write(tmp_path / "good.gguf")).refused == ""
-
-
-def relisted(**orders: str) -> ChannelModel:
-    return replace(GOOD, orders=GOOD.orders | orders)
-
-
-@pytest.mark.parametrize(
-    ("parts", "cause"),
-    [
-        pytest.param(
-            GOOD.changed([SPLIT2]),
-            f"tensor '{Q}': its parts have 28 columns, expected {N_EMBD}",
-            id="too narrow",
-        ),
-        pytest.param(
-            GOOD.changed(**{SPLIT2: np.zeros((N_EMBD, 60), np.float32)}),
-            f"tensor '{Q}': its parts have",
-            id="too wide",
-        ),
-        pytest.param(
-            GOOD.changed([SPLIT1]),
-            f"tensor '{Q}' has a channel order but is not split by channel",
-            id="gap",
-        ),
-        pytest.param(
-            GOOD.changed([SPLIT2], **{sublayer_name(Q, 3): GOOD.model.tensors[SPLIT2]}),
-            f"tensor '{Q}': its parts have",
-            id="later gap",
-        ),
-        pytest.param(
-            GOOD.changed(
-                **{SPLIT1: np.zeros((N_EMBD // 2, GOOD.model.tensors[SPLIT1].shape[1]), np.float32)}
-            ),
-            f"tensor '{SPLIT1}' has wrong shape",
-            id="fewer rows",
-        ),
-        pytest.param(
-            GOOD.changed(**{SPLIT1: np.zeros((2, *GOOD.model.tensors[SPLIT1].shape), np.float32)}),
-            f"tensor '{SPLIT1}' has wrong shape",
-            id="more dimensions",
-        ),
-        pytest.param(
-            GOOD.changed(
-                [SPLIT1, SPLIT2], **{Q: np.zeros((N_EMBD, 0), np.float32), SPLIT1: DENSE.tensors[Q]}
-            ),
-            f"tensor '{Q}' has no columns",
-            id="no columns",
-        ),
-        pytest.param(GOOD.changed([ORDER]), f"tensor '{ORDER}' not found", id="no order"),
-        pytest.param(
-            GOOD.changed(**{ORDER: IDS.astype(np.float32)}),
-            f"tensor '{ORDER}' has type f32, expected i32",
-            id="order of another type",
-        ),
-        pytest.param(
-            GOOD.changed(**{ORDER: IDS[:-1]}), f"tensor '{ORDER}' has wrong shape", id="order too short"
-        ),
-        pytest.param(
-            GOOD.changed(**{ORDER: np.arange(65, dtype=np.int32)}),
-            f"tensor '{ORDER}' has wrong shape",
-            id="order too long",
-        ),
-        pytest.param(relisted(**{K: order_name(K)}), f"'{order_name(K)}' not found", id="order not there"),
-        pytest.param(
-            relisted(**{K: "blk.0.attn_norm.weight"}),
-            f"tensor '{K}' cannot have the channel order 'blk.0.attn_norm.weight'",
-            id="order is a weight",
-        ),
-        pytest.param(
-            relisted(**{"blk.9.attn_q.weight": ORDER}), "'blk.9.attn_q.weight' not found", id="no such weight"
-        ),
-        pytest.param(
-            relisted(**{"blk.0.ffn_up.weight": ORDER}),
-            "tensor 'blk.0.ffn_up.weight' has a channel order but is not split by channel",
-            id="order of a whole weight",
-        ),
-        pytest.param(replace(GOOD, orders={}), "wrong number of tensors", id="order that no weight reads"),
-        pytest.param(split_channels(DENSE, ["token_embd.weight"])[0], "token_embd.weight", id="embedding"),
-        pytest.param(
-            split_channels(TIED, ["token_embd.weight"])[0], "token_embd.weight", id="tied embedding"
-        ),
-        pytest.param(
-            split_channels(TIED, ["token_embd.weight"], ordered=False)[0],
-            "tensor 'token_embd.weight' has wrong shape",
-            id="tied embedding, identity",
-        ),
-        pytest.param(
-            split_channels(DENSE, ["blk.0.attn_norm.weight"], ordered=False)[0],
-            "tensor 'blk.0.attn_norm.weight' has wrong shape",
-            id="norm",
-        ),
-    ],
-)
-def test_refuses_files_whose_clusters_do_not_fit(
-    parts: ChannelModel, cause: str, patched: LogitsProcess, tmp_path: Path
-) -> None:
-    answer = patched.run(parts.write(tmp_path / "bad.gguf"))
-    assert answer.refused == "model"
-    assert cause in answer.log
-
-
-@pytest.mark.parametrize("mmap", [False, True])
-@pytest.mark.parametrize("bad", [-1, -(2**31), N_EMBD, 2**31 - 1, int(IDS[5])])
-def test_refuses_an_order_that_is_not_a_permutation(
-    bad: int, mmap: bool, patched: LogitsProcess, tmp_path: Path
-) -> None:
-    """Nothing outside of the activations is read."""
-    ids = IDS.copy()
-    ids[-1] = bad
-    path = GOOD.changed(**{ORDER: ids}).write(tmp_path / "bad.gguf")
-    answer = patched.run(path, mmap=mmap)
-    assert answer.refused == "model"
-    assert f"tensor '{ORDER}' is not a permutation of 0 to 63" in answer.log
-    # its values are not there to be checked
-    assert patched.run(path, allocate=False).refused == ""
-
-
-@pytest.mark.parametrize(
-    ("metadata", "cause"),
-    [
-        ({WEIGHTS_KEY: [Q, K], TENSORS_KEY: [ORDER]}, "the channel orders of 1 tensors are given for 2"),
-        ({WEIGHTS_KEY: [Q, Q], TENSORS_KEY: [ORDER, ORDER]}, f"tensor '{Q}' has two channel orders"),
-        ({WEIGHTS_KEY: [Q]}, f"array key not found in model: {TENSORS_KEY}"),
-        ({TENSORS_KEY: [ORDER]}, f"array key not found in model: {WEIGHTS_KEY}"),
-        ({WEIGHTS_KEY: [0, 1], TENSORS_KEY: [ORDER, ORDER]}, f"{WEIGHTS_KEY} has wrong array element type"),
-        ({WEIGHTS_KEY: [Q, K], TENSORS_KEY: [0, 1]}, f"{TENSORS_KEY} has wrong array element type"),
-        ({WEIGHTS_KEY: Q, TENSORS_KEY: ORDER}, f"array key not found in model: {WEIGHTS_KEY}"),
-    ],
-)
-def test_refuses_damaged_lists_of_orders(
-    metadata: dict[str, list[str] | list[int] | str], cause: str, patched: LogitsProcess, tmp_path: Path
-) -> None:
-    answer = patched.run(write(GOOD.model, tmp_path / "bad.gguf", metadata=metadata))
-    assert answer.refused == "model"
-    assert cause in answer.log

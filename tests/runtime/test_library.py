@@ -49,6 +49,9 @@ def test_finds_the_kind_that_is_asked_for() -> None:
     stock = add_build(BuildSpec(patched=False, tools=True))
     assert find_library() is None
     assert find_library(patched=False) == stock
+    # for tests alone, and loads only in an environment of its own
+    add_build(BuildSpec(sanitized=True))
+    assert find_library() is None
     patched = add_build()
     assert find_library() == patched
 

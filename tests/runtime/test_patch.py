@@ -216,7 +216,7 @@ def test_ordinary_files_are_bit_identical_to_stock(
     assert ours.n_parameters == theirs.n_parameters
 
 
-# -- refusals ------------------------------------------------------------------------------------------
+# -- refusals (more: tests/attacks/split_files.py) ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "blk.0.attn_kv_b.weight"])
@@ -233,53 +233,6 @@ def test_refuses_a_split_norm(patched: LogitsProcess, tmp_path: Path) -> None:
     answer = patched.run(write(split(DENSE, [name]), tmp_path / "norm.gguf"))
     assert answer.refused == "context"
     assert name in answer.log
-
-
-def changed(remove: str = "", **add: np.ndarray) -> TinyModel:
-    """DENSE with blk.0.attn_q in three, one tensor removed, and others added."""
-    tensors = dict(split(DENSE, ["blk.0.attn_q.weight"], 3).tensors)
-    tensors.pop(remove, None)
-    return replace(DENSE, tensors=tensors | add)
-
-
-SPLIT1 = "blk.0.attn_q.split1.weight"
-
-
-@pytest.mark.parametrize(
-    ("model", "cause"),
-    [
-        pytest.param(changed(remove=SPLIT1), "wrong number of tensors", id="gap"),
-        pytest.param(
-            changed(**{SPLIT1: np.zeros((N_EMBD // 2, N_EMBD), np.float32)}),
-            f"tensor '{SPLIT1}' has wrong shape",
-            id="other shape",
-        ),
-        pytest.param(
-            changed(**{SPLIT1: np.zeros((N_EMBD, N_EMBD, 2), np.float32)}),
-            f"tensor '{SPLIT1}' has wrong shape",
-            id="more dimensions",
-        ),
-        pytest.param(
-            changed(remove="blk.0.attn_q.weight"), "'blk.0.attn_q.weight' not found", id="no sub-layer 0"
-        ),
-        pytest.param(
-            changed(**{"blk.0.attn_qkv.split1.weight": np.zeros((N_EMBD * 2, N_EMBD), np.float32)}),
-            "wrong number of tensors",
-            id="sub-layer of a weight that is not there",
-        ),
-        pytest.param(
-            changed(**{"blk.0.attn_q.split01.weight": np.zeros((N_EMBD, N_EMBD), np.float32)}),
-            "wrong number of tensors",
-            id="other spelling",
-        ),
-    ],
-)
-def test_refuses_files_whose_sublayers_do_not_fit(
-    model: TinyModel, cause: str, patched: LogitsProcess, tmp_path: Path
-) -> None:
-    answer = patched.run(write(model, tmp_path / "bad.gguf"))
-    assert answer.refused == "model"
-    assert cause in answer.log
 
 
 @pytest.mark.oracle

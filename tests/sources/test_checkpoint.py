@@ -304,7 +304,9 @@ def test_integer_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, the checkpoint has 11 tensors"),
+        ({"num_hidden_layers": 12}, "num_hidden_layers is 12, the checkpoint has 11 tensors"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, not an integer from 1 to 512"),
+        ({"vocab_size": 10**9}, "vocab_size is 1000000000, not an integer from 1 to 4194304"),
         ({"num_hidden_layers": 10**30}, "num_hidden_layers is 10+, not an integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0, not an integer from 1 up"),
         ({"hidden_size": -16}, "hidden_size is -16, not an integer"),

@@ -121,7 +121,11 @@ def test_variants_that_llama_cpp_does_not_compute(
 @pytest.mark.parametrize(
     ("architecture", "fields", "message"),
     [
-        ("Mixtral", {"num_local_experts": 10**6}, "1000000 experts, but the checkpoint has 200 tensors"),
+        (
+            "Mixtral",
+            {"num_local_experts": 10**6},
+            "1000000 experts in . layers, but .* has 200 tensors",
+        ),
         ("Mixtral", {"num_experts_per_tok": 5}, "num_experts_per_tok is 5, of 4 experts"),
         ("Qwen3Moe", {"num_experts": None}, "no field 'num_local_experts'"),
         (

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gguf_splitquant.errors import CheckpointError
-from gguf_splitquant.sources.safetensors import MAX_HEADER_BYTES, SafetensorsFile
+from gguf_splitquant.sources.safetensors import SafetensorsFile
 
 from .handmade import header_of, write_raw, write_safetensors
 
@@ -112,80 +112,6 @@ def test_other_types_are_named_when_used(tmp_path: Path, dtype: str) -> None:
     assert caught.value.fix
 
 
-HOSTILE_HEADERS: dict[str, tuple[dict[str, Any], int, str]] = {
-    "end past the file": ({"a": A, "b": B}, 20, "tensor b: ends at byte 24 of 20"),
-    "far past the file": (
-        {"a": {"dtype": "U8", "shape": [2**62], "data_offsets": [0, 2**62]}},
-        16,
-        "tensor a: ends at byte 4611686018427387904 of 16",
-    ),
-    "overlap": ({"a": A, "b": {**B, "data_offsets": [12, 20]}}, 20, "tensor b: overlaps .* by 4 bytes"),
-    "the same bytes twice": ({"a": A, "b": A}, 16, "tensor b: overlaps .* by 16 bytes"),
-    "gap": ({"a": A, "b": {**B, "data_offsets": [20, 28]}}, 28, "tensor b: a gap of 4 bytes"),
-    "gap at the start": ({"b": B}, 24, "tensor b: a gap of 16 bytes"),
-    "bytes behind the last": ({"a": A}, 17, "1 bytes behind the last tensor"),
-    "negative offset": ({"a": {**A, "data_offsets": [-16, 0]}}, 16, "tensor a: data_offsets"),
-    "end before start": ({"a": {**A, "data_offsets": [16, 0]}}, 16, "tensor a: data_offsets"),
-    "offset too large": ({"a": {**A, "data_offsets": [0, 2**64]}}, 16, "tensor a: data_offsets"),
-    "three offsets": ({"a": {**A, "data_offsets": [0, 8, 16]}}, 16, "tensor a: data_offsets"),
-    "offsets as text": ({"a": {**A, "data_offsets": "16"}}, 16, "tensor a: data_offsets"),
-    "fractional offset": ({"a": {**A, "data_offsets": [0, 16.0]}}, 16, "tensor a: data_offsets"),
-    "offset true": (
-        {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, True]}},
-        1,
-        "tensor a: data_offs",
-    ),
-    "negative shape": ({"a": {**A, "shape": [-2, -2]}}, 16, "tensor a: shape"),
-    "shape of text": ({"a": {**A, "shape": ["4"]}}, 16, "tensor a: shape"),
-    "shape is null": ({"a": {**A, "shape": None}}, 16, "tensor a: shape"),
-    "shape too small": ({"a": {**A, "shape": [3]}}, 16, r"tensor a: F32 \[3\] takes 12 bytes, .* span 16"),
-    "product that wraps at 64 bits": (
-        {"a": {**A, "shape": [2**62, 4, 2**62]}},
-        16,
-        r"tensor a: .* takes more than 2\^67 bytes",
-    ),
-    "product of many digits": ({"a": {**A, "shape": [2**62] * 999}}, 16, r"more than 2\^67 bytes"),
-    "wrong dtype for the span": ({"a": {**A, "dtype": "F64"}}, 16, "tensor a: F64 .* takes 32 bytes"),
-    "unknown dtype": ({"a": {**A, "dtype": "F31"}}, 16, "tensor a: unknown dtype 'F31'"),
-    "dtype is a list": ({"a": {**A, "dtype": ["F32"]}}, 16, "tensor a: unknown dtype"),
-    "no dtype": ({"a": {"shape": [4], "data_offsets": [0, 16]}}, 16, "tensor a: header entry lacks"),
-    "entry is a list": ({"a": []}, 0, "tensor a: header entry lacks"),  # type: ignore[dict-item]
-    "metadata of numbers": ({"__metadata__": {"x": 1}, "a": A}, 16, "__metadata__ is not a map of strings"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE_HEADERS)
-def test_hostile_header(tmp_path: Path, case: str) -> None:
-    header, n_data, message = HOSTILE_HEADERS[case]
-    path = write_raw(tmp_path / "m.safetensors", json.dumps(header).encode(), bytes(n_data))
-    with pytest.raises(CheckpointError, match=message) as caught:
-        SafetensorsFile(path)
-    assert "m.safetensors" in str(caught.value) and caught.value.fix
-
-
-RAW_HEADERS = {
-    "duplicate tensor": (b'{"a":1,"a":2}', None, "'a' appears twice"),
-    "duplicate field": (b'{"a":{"dtype":"U8","dtype":"F32"}}', None, "'dtype' appears twice"),
-    "not JSON": (b"{", None, "not valid JSON"),
-    "not UTF-8": (b'{"\xff":1}', None, "not valid JSON"),
-    "a list": (b"[]", None, "not a JSON object"),
-    "nested too deep": (b'{"a":' + b"[" * 200_000, None, "not valid JSON"),
-    "a number of a million digits": (b'{"a":' + b"9" * 1_000_000 + b"}", None, "not valid JSON"),
-    "empty": (b"", None, "not valid JSON"),
-    "longer than the file": (b"{}", 3, "cut short: a header of 3 bytes"),
-    "over the limit": (b"{}", MAX_HEADER_BYTES + 1, "not a safetensors file"),
-    "2^64 - 1": (b"{}", 2**64 - 1, "not a safetensors file"),
-}
-
-
-@pytest.mark.parametrize("case", RAW_HEADERS)
-def test_hostile_bytes(tmp_path: Path, case: str) -> None:
-    header, length, message = RAW_HEADERS[case]
-    with pytest.raises(CheckpointError, match=message) as caught:
-        SafetensorsFile(write_raw(tmp_path / "m.safetensors", header, b"", length))
-    assert "m.safetensors" in str(caught.value) and caught.value.fix
-
-
 @pytest.mark.parametrize("size", [0, 7])
 def test_too_short_for_a_length(tmp_path: Path, size: int) -> None:
     (tmp_path / "m.safetensors").write_bytes(bytes(size))
@@ -196,7 +122,7 @@ def test_too_short_for_a_length(tmp_path: Path, size: int) -> None:
 def test_missing_or_unreadable(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"x\.safetensors: cannot be opened \(No such file"):
         SafetensorsFile(tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"reading failed|too short"):
+    with pytest.raises(CheckpointError, match=r"cannot be opened \(not an ordinary file"):
         SafetensorsFile(tmp_path)
 
 

@@ -32,6 +32,12 @@ _SKIPPED_SUFFIXES = (
 )
 
 
+_MAX_LAYERS = 512
+"""``LLAMA_MAX_LAYERS`` (llama.cpp, src/llama-hparams.h)."""
+_MAX_VOCABULARY = 1 << 22
+"""Sixteen times the largest published one: every row costs a token's text, score and type."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """A tensor that the architecture has: its shape by the config, and whether it may be absent."""
@@ -62,9 +68,9 @@ class Family:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.config = config = self.model_config()
-        self.n_layers = config.integer(self.layers_field)
+        self.n_layers = config.integer(self.layers_field, maximum=_MAX_LAYERS)
         self.n_embd = config.integer(self.width_field)
-        self.n_vocab = config.integer("vocab_size")
+        self.n_vocab = config.integer("vocab_size", maximum=_MAX_VOCABULARY)
         self.tied = config.flag("tie_word_embeddings", default=self.tied_by_default)
         # the name map and the layout grow with the layers: a lie must not cost memory
         if self.n_layers > len(checkpoint.tensors):
@@ -139,7 +145,6 @@ class Family:
         stacks = list(self.stacks())
         waiting = [{part for parts in stack.values() for part in parts} for stack in stacks]
         stack_of = {part: index for index, parts in enumerate(waiting) for part in parts}
-        yield from self.extra_tensors()
         for name, tensor in stored.items():
             shape = layout[name].shape
             if tensor.shape != shape:
@@ -148,6 +153,8 @@ class Family:
                     f"shape {list(tensor.shape)}, but by config.json it has to be {list(shape)}",
                     "download config and weights again",
                 )
+        # sized by config.json, which the shapes have confirmed by now
+        yield from self.extra_tensors()
         for name, tensor in stored.items():
             index = stack_of.get(name)
             if index is None:

@@ -46,12 +46,12 @@ class SeparateExperts:
         self.prefix = prefix
         self.shapes = shapes
         self.n_experts = family.n_experts or 0
-        # the layout grows with the experts: a lie must not cost memory
-        if self.n_experts > len(family.checkpoint.tensors):
+        # the layout grows with layers times experts: a lie must not cost memory
+        if family.n_layers * self.n_experts > len(family.checkpoint.tensors):
             raise CheckpointError(
                 family.config.path,
-                f"{self.n_experts} experts, but the checkpoint has {len(family.checkpoint.tensors)} tensors "
-                "in all",
+                f"{self.n_experts} experts in {family.n_layers} layers, but the checkpoint has "
+                f"{len(family.checkpoint.tensors)} tensors in all",
                 "download config and weights again",
             )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import gguf
 
+from ...errors import CheckpointError
 from ..checkpoint import Checkpoint
 from ..tokenizers import add_bpe_tokenizer
 from .base import Expected
@@ -41,6 +42,14 @@ class StableLM(Decoder):
         for layer in range(self.n_layers):
             for name in names:
                 layout[f"model.layers.{layer}.{name}.bias"] = Expected((self.n_embd,))
+        # the layout grows with layers times heads: a lie must not cost memory
+        if self.head_norms and self.n_layers * self.n_heads > len(self.checkpoint.tensors):
+            raise CheckpointError(
+                self.config.path,
+                f"a norm for each of {self.n_heads} heads in {self.n_layers} layers, but the checkpoint has "
+                f"{len(self.checkpoint.tensors)} tensors in all",
+                "download config and weights again",
+            )
         for parts in (parts for stack in self.stacks() for parts in stack.values()):
             layout |= dict.fromkeys(parts, Expected((self.head_dim,)))
         return layout

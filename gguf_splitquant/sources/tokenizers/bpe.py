@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
 from gguf import TokenType
-from tokenizers import Tokenizer
 
 from ...errors import TokenizerError
 from ..config import read_json_if_there
 from ..official import official_command
-from .loading import LoadedTokenizer, load_tokenizer
+from .loading import LoadedTokenizer, encode, load_tokenizer, tokenizer_of
 from .pre_tokenizer import PreTokenizers
 from .special import read_special_tokens
 from .token_types import looks_special, plain_spaces
@@ -58,7 +56,7 @@ def add_bpe(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, pre_tokenizer: 
         known, tokenizer, read_json_if_there(folder / "tokenizer_config.json") or {}
     )
     if name is None:
-        raise known.unknown(path, description, _name_without_added_tokens(known, description))
+        raise known.unknown(path, description, _name_without_added_tokens(path, known, description))
     tokens, types = _tokens(tokenizer, n_vocab)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(name)
@@ -90,16 +88,18 @@ def detect_pre_tokenizer(
     return name
 
 
-def _name_without_added_tokens(known: PreTokenizers, description: Mapping[str, Any]) -> str | None:
+def _name_without_added_tokens(
+    path: Path, known: PreTokenizers, description: Mapping[str, Any]
+) -> str | None:
     """The name that a tokenizer.json had before somebody added tokens to it; None where that is not it."""
     if not description.get("added_tokens"):
         return None
     try:
-        bare = Tokenizer.from_str(json.dumps({**description, "added_tokens": []}))
-    # a bare Exception, whatever is wrong; it is only a hint that is lost
-    except Exception:
+        bare = tokenizer_of(path, {**description, "added_tokens": []})
+        return known.name_of(encode(path, bare, known.check_text, special=True))
+    # it is only a hint that is lost
+    except TokenizerError:
         return None
-    return known.name_of(bare.encode(known.check_text).ids)
 
 
 def _tokens(tokenizer: LoadedTokenizer, n_vocab: int) -> tuple[list[str], list[TokenType]]:

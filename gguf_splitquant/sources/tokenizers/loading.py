@@ -8,7 +8,9 @@ vocabulary does not have, stays out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from ...errors import TokenizerError
-from ..config import read_json_if_there
+from ..config import read_json, read_json_if_there
+from .growth import check_growth
 from .special import KINDS
 
 _DOWNLOAD_AGAIN = "download the tokenizer's files again"
@@ -52,13 +55,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return load_with_transformers(folder)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    # tokenizers raises a bare Exception, whatever is wrong with the file
-    except Exception as error:
-        raise TokenizerError(path, f"not a tokenizer ({_first_line(error)})", _DOWNLOAD_AGAIN) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = tokenizer_of(path, read_json(path))
     ids: dict[str, int] = tokenizer.get_vocab()
     config = read_json_if_there(folder / "tokenizer_config.json") or {}
     named = _named_tokens(config)
@@ -69,26 +66,74 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
         tokenizer.get_vocab_size(with_added_tokens=False),
         tokenizer.get_added_tokens_decoder(),
         frozenset(ids[text] for text in named),
-        lambda text, special: tokenizer.encode(text, add_special_tokens=special).ids,
-        lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=False)),
+        lambda text, special: encode(path, tokenizer, text, special=special),
+        lambda tokens: _decode(path, tokenizer, tokens),
     )
+
+
+def tokenizer_of(path: Path, description: Mapping[str, Any]) -> Tokenizer:
+    """What the content of a tokenizer.json describes; it neither cuts texts nor fills them up.
+
+    Raises:
+        TokenizerError: it describes none, or one that blows texts up.
+    """
+    check_growth(path, description)
+    with _tokenizer_errors(path):
+        tokenizer = Tokenizer.from_str(json.dumps(description))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer
+
+
+def encode(path: Path, tokenizer: Tokenizer, text: str, *, special: bool) -> list[int]:
+    """Ids of a text. Raises TokenizerError where the tokenizer (of ``path``) fails."""
+    with _tokenizer_errors(path):
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+    return ids
+
+
+def _decode(path: Path, tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    with _tokenizer_errors(path):
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+
+@contextmanager
+def _tokenizer_errors(path: Path) -> Iterator[None]:
+    """tokenizers raises a bare Exception, whatever is wrong with a file, and panics where it did not look."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
+        raise TokenizerError(path, f"not a tokenizer ({_first_line(error)})", _DOWNLOAD_AGAIN) from error
 
 
 def load_with_transformers(folder: Path) -> LoadedTokenizer:
     """As :func:`load_tokenizer`, always with transformers."""
     tokenizer = _auto_tokenizer(folder)
-    return LoadedTokenizer(
-        tokenizer.get_vocab(),
-        int(tokenizer.vocab_size),
-        tokenizer.added_tokens_decoder,
-        frozenset(tokenizer.all_special_ids),
-        lambda text, special: list(tokenizer.encode(text, add_special_tokens=special)),
-        lambda tokens: str(tokenizer.decode(list(tokens))),
-    )
+
+    def encoded(text: str, special: bool) -> list[int]:
+        with _tokenizer_errors(folder):
+            return list(tokenizer.encode(text, add_special_tokens=special))
+
+    def decoded(tokens: Sequence[int]) -> str:
+        with _tokenizer_errors(folder):
+            return str(tokenizer.decode(list(tokens)))
+
+    with _tokenizer_errors(folder):
+        return LoadedTokenizer(
+            tokenizer.get_vocab(),
+            int(tokenizer.vocab_size),
+            tokenizer.added_tokens_decoder,
+            frozenset(tokenizer.all_special_ids),
+            encoded,
+            decoded,
+        )
 
 
 def _auto_tokenizer(folder: Path) -> Any:
     """What transformers makes of local files, without running code of the checkpoint's."""
+    check_growth(folder / "tokenizer.json", read_json_if_there(folder / "tokenizer.json") or {})
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise TokenizerError(
             folder, "neither tokenizer.model, tokenizer.json nor vocab.json", "download the tokenizer's files"
@@ -98,7 +143,9 @@ def _auto_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     # whatever comes out of transformers here is about these files
-    except Exception as error:
+    except BaseException as error:
+        if not _is_failure(error):
+            raise
         raise TokenizerError(
             folder, f"transformers cannot load the tokenizer ({_first_line(error)})", _DOWNLOAD_AGAIN
         ) from error
@@ -123,5 +170,10 @@ def _named_tokens(config: Mapping[str, Any]) -> set[str]:
     return {text for text in texts if isinstance(text, str) and text}
 
 
-def _first_line(error: Exception) -> str:
+def _is_failure(error: BaseException) -> bool:
+    # what a panic becomes is no Exception, and its class cannot be imported
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

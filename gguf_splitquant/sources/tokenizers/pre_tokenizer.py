@@ -92,7 +92,8 @@ class PreTokenizers:
 
     def nearest(self, description: Mapping[str, Any]) -> list[str]:
         """Names whose patterns are most like those in a tokenizer.json: up to five, none if it has none."""
-        wanted = "\n".join(_patterns(description.get("pre_tokenizer")))
+        # the comparison takes time like the square of the length; the engine's own have up to 700 characters
+        wanted = "\n".join(_patterns(description.get("pre_tokenizer")))[:2000]
         if not wanted:
             return []
         ratios = [

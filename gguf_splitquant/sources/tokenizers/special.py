@@ -14,6 +14,7 @@ from typing import Any
 
 import gguf
 
+from ...bounded import read_text
 from ...errors import TokenizerError
 from ..config import read_json_if_there
 
@@ -128,8 +129,8 @@ class _Reader:
         if not path.is_file():
             return []
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(path).split("\n")
+        except (OSError, ValueError) as error:
             raise TokenizerError(path, f"cannot be read ({error})", "download it again") from error
         if lines and lines[0].strip().startswith("#"):
             del lines[0]
@@ -261,8 +262,8 @@ class _Reader:
 
     def _text(self, path: Path) -> str:
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(path)
+        except (OSError, ValueError) as error:
             raise TokenizerError(path, f"cannot be read ({error})", "download it again") from error
 
     def _ids_by_content(self, config: Mapping[str, Any]) -> None:
