@@ -7,7 +7,7 @@ converted in any order, some of them or all, and a sink may write them or compar
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ class TensorSink(Protocol):
         """``data`` belongs at byte ``position`` of the output tensor ``tensor``."""
 
 
+Complete = Callable[[str, Sequence[str], float | None], None]
+"""Takes the name of a weight that is done, the tensors that it became, its relative error if it has one."""
+
+
 class Conversion:
     """One run over the tensors of a plan: what the worker threads share.
 
@@ -45,6 +49,7 @@ class Conversion:
         statistics: of layer inputs, for tensors that are refined.
         tied_head: the output head is the token embedding.
         progress: told of every slab, in bytes of the checkpoint.
+        complete: told of every weight that is done, from any thread.
 
     Attributes:
         relative_errors: per quantized weight that is done, sum((w - decoded)**2) / sum(w**2).
@@ -57,8 +62,10 @@ class Conversion:
         statistics: InputStatistics | None,
         tied_head: bool,
         progress: Progress = SILENT,
+        complete: Complete | None = None,
     ) -> None:
         self._plan = plan
+        self._complete = complete
         self._sink = sink
         self._statistics = statistics
         self._tied_head = tied_head
@@ -125,6 +132,7 @@ class Conversion:
             if plan.order is not None and len(plan.outputs) > len(pieces):
                 self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
             self._record_error(plan, error / power if power else 0.0)
+            self._finish(plan)
 
     def _by_input(self, tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
         """Weights that read one input one after the other, so that they share its factorization."""
@@ -150,6 +158,12 @@ class Conversion:
             raise CheckpointError(
                 plan.source.name, str(error), f"convert with {layout}--outtype bf16 or f32"
             ) from error
+        self._finish(plan)
+
+    def _finish(self, plan: TensorPlan) -> None:
+        if self._complete is not None:
+            error = self.relative_errors.get(plan.source.name)
+            self._complete(plan.source.name, [o.name for o in plan.outputs], error)
 
     def _write_float(self, plan: TensorPlan) -> None:
         """Copy, in the plan's float type."""
