@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -20,7 +19,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems answer that have no locks (Lustre without ``flock``, some network drives)."""
 
 
-def open_locked(path: Path, waiting: Callable[[], None] | None = None) -> FileIO | None:
+def open_locked(path: Path) -> FileIO | None:
     """Open a file for reading and writing, created if it is missing, for this process alone.
 
     The lock goes with the file: closing it gives it back. A file system without locks gives none, and no
@@ -28,19 +27,29 @@ def open_locked(path: Path, waiting: Callable[[], None] | None = None) -> FileIO
 
     Args:
         path: the file. It may be deleted by whoever holds the lock.
-        waiting: called once before waiting for another process; None: do not wait.
 
     Returns:
-        The file, unbuffered; None if another process holds the lock and ``waiting`` is None.
+        The file, unbuffered; None if another process has it.
 
     Raises:
         OSError: the file cannot be opened.
     """
+    return _open_locked(path, wait=False)
+
+
+def wait_for_lock(path: Path) -> FileIO:
+    """:func:`open_locked`, waiting for another process to end its work."""
+    file = _open_locked(path, wait=True)
+    assert file is not None
+    return file
+
+
+def _open_locked(path: Path, *, wait: bool) -> FileIO | None:
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # a link could lead anywhere
     while True:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)  # a link could lead anywhere
         file = FileIO(os.open(path, flags, 0o666), "r+")
         try:
-            if not _lock(file, waiting):
+            if not _lock(file, wait):
                 file.close()
                 return None
             # the last holder may have deleted it between opening and locking
@@ -52,17 +61,13 @@ def open_locked(path: Path, waiting: Callable[[], None] | None = None) -> FileIO
         file.close()
 
 
-def _lock(file: FileIO, waiting: Callable[[], None] | None) -> bool:
+def _lock(file: FileIO, wait: bool) -> bool:
     if fcntl is None:
         return True
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting is None:
-                return False
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

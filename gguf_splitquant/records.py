@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable
 from io import FileIO
+from types import TracebackType
 from typing import Any
 
 
@@ -56,3 +57,11 @@ class Records:
     def close(self) -> None:
         """Close the file, and give back its lock; the records stay."""
         self._file.close()
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from ..progress import SILENT, Progress
+from ..records import Records
 from ..refining.metric import typical_salience
 from ..runtime.engine import EngineOptions
 from .observer import ObservedEngine, Tensor, rows_of, tensor_at
@@ -110,6 +113,7 @@ def measure_sensitivity(
     *,
     n_threads: int | None = None,
     progress: Progress = SILENT,
+    records: Path | None = None,
 ) -> dict[str, float]:
     """Divergence per unit of a layer's loss, for every weight.
 
@@ -121,6 +125,7 @@ def measure_sensitivity(
         how: amount of text and size of the errors.
         n_threads: None is one per performance core.
         progress: counts tokens.
+        records: file of the batches that are done: those in it are not measured again.
 
     Returns:
         For every name in ``weights``: KLD (nats per token) / ``tr(E H E^T)``. Weights of layers that are
@@ -128,6 +133,7 @@ def measure_sensitivity(
 
     Raises:
         EngineError: the model does not run.
+        OSError, ValueError: the file of records cannot be written, or is none.
     """
     how = how or Probing()
     texts = np.ascontiguousarray(tokens[: how.texts, : how.length])
@@ -158,20 +164,30 @@ def measure_sensitivity(
         return disturbed
 
     found: dict[str, float] = {}
-    with _ProbedEngine(model, options, errors) as engine:
+    pairs = [(name, i) for name in probed for i in range(len(texts))]
+    batches = [pairs[start : start + together] for start in range(0, len(pairs), together)]
+    divergence: dict[str, list[float]] = {name: [] for name in probed}
+    with _ProbedEngine(model, options, errors) as engine, ExitStack() as stack:
+        log = stack.enter_context(Records(FileIO(records, "a+"))) if records else None
         progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
         clean = _log_probabilities(engine, texts, [None] * len(texts), how.skip)
         progress.advance(texts.size)
-        pairs = [(name, i) for name in probed for i in range(len(texts))]
-        divergence: dict[str, list[float]] = {name: [] for name in probed}
-        for start in range(0, len(pairs), together):
-            batch = pairs[start : start + together]
-            chosen = texts[[i for _, i in batch]]
-            disturbed = _log_probabilities(engine, chosen, [name for name, _ in batch], how.skip)
-            for (name, i), log_q in zip(batch, disturbed, strict=True):
-                log_p = clean[i]
-                divergence[name].append(float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()))
-            progress.advance(chosen.size)
+        for number, batch in enumerate(batches):
+            if log is not None and number < len(log.lines):
+                measured, known = log.lines[number]
+                norms.update(known)
+            else:
+                chosen = texts[[i for _, i in batch]]
+                disturbed = _log_probabilities(engine, chosen, [name for name, _ in batch], how.skip)
+                measured = [
+                    float((np.exp(clean[i]) * (clean[i] - log_q)).sum(axis=-1).mean())
+                    for (_, i), log_q in zip(batch, disturbed, strict=True)
+                ]
+                if log is not None:
+                    log.append([[measured, {name: norms[name] for name, _ in batch}]])
+            for (name, _), value in zip(batch, measured, strict=True):
+                divergence[name].append(value)
+            progress.advance(len(batch) * texts.shape[1])
         progress.finish()
     for name, values in divergence.items():
         found[name] = float(np.mean(values)) / norms[name]

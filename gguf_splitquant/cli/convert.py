@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import OutputError, RecipeError
 from .convert_options import add_arguments, recipe_from
 from .convert_output import (
     check_for_ollama,
@@ -44,15 +45,19 @@ def run(args: argparse.Namespace) -> int:
         with ExitStack() as files:
             return _convert(args, recipe, shards, _source(args, files))
     except BaseException as error:
-        if not args.dry_run and (not isinstance(error, Exception) or _has_begun(args, shards)):
+        if not args.dry_run and _can_go_on(args, shards, error):
             print(f"to go on: {_resuming_command(args)}", file=sys.stderr)
         raise
 
 
-def _has_begun(args: argparse.Namespace, shards: Shards) -> bool:
-    """The failed run has left something to go on with."""
+def _can_go_on(args: argparse.Namespace, shards: Shards, error: BaseException) -> bool:
+    """What was done is kept, and the error does not say so itself."""
     from ..gguf_io.journal import journal_path, unfinished
 
+    if not isinstance(error, Exception):
+        return True  # interrupted: before there is a journal, calibration has its own
+    if isinstance(error, (OutputError, RecipeError)):
+        return False
     if args.out.is_dir():
         return bool(unfinished(args.out))
     return journal_path(shards.target(args.out)).exists()
@@ -87,7 +92,6 @@ class _Source:
 
 def _source(args: argparse.Namespace, files: ExitStack) -> _Source:
     """The path to read, until ``files`` is closed."""
-    from ..errors import RecipeError
     from ..sources.families import FAMILIES
     from ..sources.hub import hub_checkpoint, is_repository
     from ..sources.official import official_float_file

@@ -168,6 +168,11 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(name)
 
 
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder has left for this user."""
+    return shutil.disk_usage(folder).free
+
+
 def check_target(path: Path, total_bytes: int, *, force: bool) -> None:
     """Raise OutputError if ``path`` cannot become a file of ``total_bytes``; touches nothing."""
     folder = path.parent
@@ -187,7 +192,7 @@ def check_target(path: Path, total_bytes: int, *, force: bool) -> None:
         raise OutputError(path, f"the folder {folder} does not exist", "create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(path, f"the folder {folder} is not writable", "choose another folder")
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if free < total_bytes:
         raise OutputError(
             path,
