@@ -12,7 +12,8 @@ On a cluster (https://docs.dask.org/en/stable/deploying.html), with the package 
 
     python scripts/convert_cluster.py MODEL OUT.gguf --shards 64 --scheduler tcp://HOST:8786
 
-What stands behind ``--`` goes to ``gguf-splitquant convert``. Needs ``pip install 'gguf-splitquant[cluster]'``.
+What stands behind ``--`` goes to ``gguf-splitquant convert``. The same command with ``--resume`` goes on after
+an interruption. Needs ``pip install 'gguf-splitquant[cluster]'``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from pathlib import Path
 from distributed import Client, LocalCluster, as_completed
 
 from gguf_splitquant.cli import main as gguf_splitquant
-from gguf_splitquant.cli.convert_options import recipe_from
+from gguf_splitquant.cli.convert_options import add_arguments, recipe_from
+from gguf_splitquant.errors import OutputError, SplitQuantError
 from gguf_splitquant.gguf_io.sharding import shard_of
 
 
@@ -53,8 +55,6 @@ def convert_shard(command: list[str], number: int, count: int, path: str) -> str
 def plan_once(command: list[str], plan: Path) -> list[str]:
     """Calibrate and choose types on this machine; the command with which all workers do the same."""
     parser = argparse.ArgumentParser()
-    from gguf_splitquant.cli.convert_options import add_arguments
-
     add_arguments(parser)
     recipe = recipe_from(parser.parse_args(command[1:]))
     if not recipe.refined or recipe.qtype or "--use-plan" in command:
@@ -63,20 +63,30 @@ def plan_once(command: list[str], plan: Path) -> list[str]:
     return [*command, "--use-plan", str(plan)]
 
 
-def convert_on_cluster(client: Client, model: str, out: Path, shards: int, options: list[str]) -> list[Path]:
+def convert_on_cluster(
+    client: Client, model: str, out: Path, shards: int, options: list[str], *, resume: bool = False
+) -> list[Path]:
     """All shards of ``out``, as tasks of a cluster.
 
     Args:
         client: of the cluster.
         model: checkpoint, at the same path on all machines.
-        out: the output, likewise; none of its shards is there.
+        out: the output, likewise.
         shards: how many.
         options: for ``gguf-splitquant convert``.
+        resume: shards that are there are complete.
+
+    Raises:
+        OutputError: a shard is there, without ``resume``.
     """
-    paths = [shard_of(out.absolute(), number, shards) for number in range(shards)]
-    command = plan_once(["convert", model, str(out.absolute()), *options], out.absolute().with_suffix(".plan.json"))
+    out = out.absolute()
+    paths = [shard_of(out, number, shards) for number in range(shards)]
+    there = [path for path in paths if path.exists()]
+    if there and not resume:
+        raise OutputError(there[0], "exists", "delete it, or pass --resume if it is of this conversion")
+    command = plan_once(["convert", model, str(out), *options], out.with_suffix(".plan.json"))
     tasks = [
-        # three more attempts: a lock on a network drive may outlive a lost worker for a while
+        # more attempts: a lock on a network drive may outlive a lost worker for a while
         client.submit(convert_shard, command, number, shards, str(path), key=path.name, pure=False, retries=3)
         for number, path in enumerate(paths, 1)
     ]
@@ -86,30 +96,32 @@ def convert_on_cluster(client: Client, model: str, out: Path, shards: int, optio
 
 
 def main() -> int:
+    own, options = sys.argv[1:], []
+    if "--" in own:
+        cut = own.index("--")
+        own, options = own[:cut], own[cut + 1 :]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model")
     parser.add_argument("out", type=Path, metavar="OUT.gguf")
     parser.add_argument("--shards", type=int, required=True)
+    parser.add_argument("--resume", action="store_true", help="go on after an interruption")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--scheduler", metavar="ADDRESS", help="of a running cluster")
     where.add_argument("--workers", type=int, default=2, help="processes on this machine (default: 2)")
-    own, options = sys.argv[1:], []
-    if "--" in own:
-        cut = own.index("--")
-        own, options = own[:cut], own[cut + 1 :]
     args = parser.parse_args(own)
-    there = [p for n in range(args.shards) if (p := shard_of(args.out, n, args.shards)).exists()]
-    if there:
-        print(f"{there[0]} exists: delete it to make it again; it is taken for complete", file=sys.stderr)
     with ExitStack() as stack:
         if args.scheduler is None:
             cluster = LocalCluster(n_workers=args.workers, threads_per_worker=1, dashboard_address=None)
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         else:
             client = stack.enter_context(Client(args.scheduler))
-        convert_on_cluster(client, args.model, args.out, args.shards, options)
+        try:
+            convert_on_cluster(client, args.model, args.out, args.shards, options, resume=args.resume)
+        except (SplitQuantError, RuntimeError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

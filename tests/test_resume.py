@@ -38,12 +38,12 @@ LOADED = (
 )
 STOCK = {"target_bpw": 4.9, "embedding": "Q8_0", "calibration": "none"}
 KILLS = int(os.environ.get("KILLS", "30"))
-WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 8}
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 6}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """74 tensors, and blocks of every size fit their rows."""
+    """56 tensors, and blocks of every size fit their rows."""
     folder = write_checkpoint(tmp_path_factory.mktemp("resume") / "model", **WIDE)
     write_safetensors(folder / "model.safetensors", header_of(llama_shapes({**CONFIG, **WIDE}), "BF16"))
     return folder
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_up_leaves_what_is_complete(model: Path, small_disk: P
     convert(source, tmp_path / "expected.gguf", recipe)
     filler = small_disk / "filler"
     total = (tmp_path / "expected.gguf").stat().st_size
-    assert 300_000 < total < 900_000
+    assert 300_000 < total < 1_000_000
 
     class Filler:
         """Another program that takes the disk, but for a little, while the conversion is at work."""
