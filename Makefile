@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-harness lint clean
+.PHONY: demo test test-harness test-kill lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/gguf-splitquant build-runtime
@@ -22,6 +22,10 @@ test: $(VENV)/installed-test
 test-harness: $(VENV)/installed-test
 	$(BIN)/pip install --quiet '.[eval-oracle]'
 	$(BIN)/python -m pytest tests/evaluation/test_arc_harness.py
+
+# conversions that die by kill -9, a few hundred times
+test-kill: $(VENV)/installed-test
+	KILLS=$${KILLS:-400} $(BIN)/python -m pytest -s tests/test_resume.py -k "killed"
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -12,8 +12,8 @@ On a cluster (https://docs.dask.org/en/stable/deploying.html), with the package 
 
     python scripts/convert_cluster.py MODEL OUT.gguf --shards 64 --scheduler tcp://HOST:8786
 
-What stands behind ``--`` goes to ``gguf-splitquant convert``. The same command with ``--resume`` goes on after
-an interruption. Needs ``pip install 'gguf-splitquant[cluster]'``.
+What stands behind ``--`` goes to ``gguf-splitquant convert``. The same command with ``--resume`` goes on
+after an interruption. Needs ``pip install 'gguf-splitquant[cluster]'``.
 """
 
 from __future__ import annotations
