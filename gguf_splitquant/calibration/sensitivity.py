@@ -23,6 +23,7 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from ..errors import SplitQuantError
 from ..progress import SILENT, Progress
 from ..records import Records
 from ..refining.metric import typical_salience
@@ -133,7 +134,8 @@ def measure_sensitivity(
 
     Raises:
         EngineError: the model does not run.
-        OSError, ValueError: the file of records cannot be written, or is none.
+        OSError: the file of records cannot be written.
+        SplitQuantError: it is damaged.
     """
     how = how or Probing()
     texts = np.ascontiguousarray(tokens[: how.texts, : how.length])
@@ -168,7 +170,7 @@ def measure_sensitivity(
     batches = [pairs[start : start + together] for start in range(0, len(pairs), together)]
     divergence: dict[str, list[float]] = {name: [] for name in probed}
     with _ProbedEngine(model, options, errors) as engine, ExitStack() as stack:
-        log = stack.enter_context(Records(FileIO(records, "a+"))) if records else None
+        log = stack.enter_context(_open_records(records)) if records else None
         progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
         clean = _log_probabilities(engine, texts, [None] * len(texts), how.skip)
         progress.advance(texts.size)
@@ -192,6 +194,13 @@ def measure_sensitivity(
     for name, values in divergence.items():
         found[name] = float(np.mean(values)) / norms[name]
     return _interpolated(found, weights)
+
+
+def _open_records(path: Path) -> Records:
+    try:
+        return Records(FileIO(path, "a+"))
+    except ValueError as error:
+        raise SplitQuantError(path, f"damaged: {error}", f"delete {path.parent}") from error
 
 
 def row_scales(model: Path, names: Collection[str]) -> dict[str, F32]:

@@ -19,7 +19,8 @@ from gguf_splitquant.errors import CheckpointError, OutputError
 from gguf_splitquant.gguf_io.journal import Journal, check_not_interrupted, journal_path
 from gguf_splitquant.gguf_io.sharding import Shards
 from gguf_splitquant.gguf_io.writer import PartialFile
-from gguf_splitquant.recipe import RECIPES, Recipe
+from gguf_splitquant.recipe import Recipe
+from gguf_splitquant.resuming import recorded_plan
 from gguf_splitquant.sources import open_model
 from gguf_splitquant.sources.model import SourceModel
 from tests.sources.handmade import write_checkpoint
@@ -321,13 +322,20 @@ def test_killed_after_the_last_renaming(
     assert out.read_bytes() == expected and not journal_path(out).exists()
 
 
-def test_a_recorded_plan_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_checkpoint(tmp_path / "model", hidden_size=16)
-    model = open_model(folder)
-    recipe, out = RECIPES["plain"], tmp_path / "out.gguf"
+def test_a_recorded_plan_is_not_made_again(
+    tmp_path: Path, model: SourceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    out = folder / "out.gguf"
     with pytest.raises(KeyboardInterrupt):
         convert(interrupted(model, 5, KeyboardInterrupt), out, STOCK, threads=1)
+    whole = Shards()
+    assert recorded_plan(out, model, STOCK, None, whole) is not None
+    # in a folder that of the same conversion is found, whatever the file will be called
+    assert recorded_plan(folder, model, STOCK, None, whole) is not None
+    assert recorded_plan(folder, model, dataclasses.replace(STOCK, target_bpw=5.0), None, whole) is None
+    assert recorded_plan(folder / "other.gguf", model, STOCK, None, whole) is None
     monkeypatch.setattr("gguf_splitquant.convert.weight_curves", None)
     convert(model, out, STOCK, resume=True)
-    assert out.exists()
-    convert(model, out, recipe, force=True)
+    assert [p.name for p in folder.iterdir()] == ["out.gguf"]
