@@ -179,14 +179,22 @@ def empty_cache(folder: Path, runtime: Path) -> Path:
 
 
 @pytest.mark.engine
+@pytest.mark.parametrize(
+    "own",
+    [False, pytest.param(True, marks=pytest.mark.skipif(KILLS < 100, reason="minutes: make test-kill"))],
+    ids=["a user's text", "own text"],
+)
 def test_a_calibrated_conversion_killed_in_every_phase_goes_on(
-    stories15m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stories15m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
 ) -> None:
     """Nothing that was complete is done again: text and moments, batches of sensitivities, plan, tensors."""
     runtime = cache_dir() / "runtime"
     calibration = empty_cache(tmp_path / "cache", runtime)
     out, whole = tmp_path / "out.gguf", tmp_path / "whole.gguf"
-    command = ["convert", str(stories15m), str(out), "--resume"]
+    text = tmp_path / "text"
+    text.write_text(" ".join(f"Once upon a time there were {i} cats and a dog." for i in range(300)))
+    options = [] if own else ["--calibration-text", str(text)]
+    command = ["convert", str(stories15m), str(out), *options, "--resume"]
     monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(calibration.parent))
 
     kill_when(lambda: any(calibration.glob("unfinished-*/00003.npy")), command)
@@ -201,9 +209,9 @@ def test_a_calibrated_conversion_killed_in_every_phase_goes_on(
 
     other = empty_cache(tmp_path / "other", runtime)
     monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(other.parent))
-    assert main(["convert", str(stories15m), str(whole)]) == 0
+    assert main(["convert", str(stories15m), str(whole), *options]) == 0
     assert out.read_bytes() == whole.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "other", "out.gguf", "whole.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "other", "out.gguf", "text", "whole.gguf"]
 
 
 def test_a_disk_that_fills_up_leaves_what_is_complete(model: Path, small_disk: Path, tmp_path: Path) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .. import __version__
 from ..cache import cache_dir
 from ..convert import convert, expected_bytes
 from ..errors import CheckpointError, OutputError
-from ..gguf_io.writer import free_bytes
+from ..gguf_io.writer import free_bytes, write_failure
+from ..locks import open_locked
 from ..progress import SILENT, Progress
 from ..recipe import Recipe
 from ..resuming import files_identity
@@ -61,34 +65,64 @@ def calibrate_model(
         if remembered is not None:
             remembered.keep(digest)
         return calibrate(model.float_file, digest, how, n_threads=threads, progress=progress, cache=cache)
-    _check_room(model, folder)
-    # nothing to go on with: the folder is gone afterwards
-    passing = dataclasses.replace(model, files=())
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as work:
-        path = Path(work) / "float.gguf"
-        try:
-            # a third faster than BF16 on most processors, and as exact wherever it fits
-            convert(passing, path, Recipe(layout="float", outtype="f16"), threads=threads, progress=progress)
-        except CheckpointError:
-            convert(passing, path, Recipe(layout="float"), threads=threads, progress=progress)
+    with _float_folder(folder, remembered.name if remembered else "") as work:
+        path = work / "float.gguf"
+        if not path.exists():
+            _check_room(model, folder)
+            _write_float(model, path, threads, progress)
         digest = _sha256(path)
         if remembered is not None:
             remembered.keep(digest)
         return calibrate(path, digest, how, n_threads=threads, progress=progress, cache=cache)
 
 
+def _write_float(model: SourceModel, path: Path, threads: int | None, progress: Progress) -> None:
+    # without files it leaves nothing to go on with: its folder is gone afterwards
+    passing = dataclasses.replace(model, files=())
+    try:
+        # a third faster than BF16 on most processors, and as exact wherever it fits
+        convert(passing, path, Recipe(layout="float", outtype="f16"), threads=threads, progress=progress)
+    except CheckpointError:
+        convert(passing, path, Recipe(layout="float"), threads=threads, progress=progress)
+
+
+@contextmanager
+def _float_folder(beside: Path, name: str) -> Iterator[Path]:
+    """A folder for a while. What a killed run left of the same ``name`` is found again: a complete file."""
+    place = beside / f".calibration-{name[:12]}"
+    try:
+        lock = open_locked(place.with_name(f"{place.name}.lock")) if name else None
+    except OSError as error:
+        raise write_failure(place, error) from error
+    if lock is None:
+        # a model in memory, or another process is at it
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".calibration-") as work:
+            yield Path(work)
+        return
+    with lock:
+        try:
+            place.mkdir(exist_ok=True)
+            for left in place.glob("*.partial"):
+                left.unlink()
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+            place.with_name(f"{place.name}.lock").unlink(missing_ok=True)
+
+
 class _Digest:
     """The digest of a checkpoint's float file, remembered in the cache.
 
     Attributes:
+        name: stands for the checkpoint's files.
         value: what is remembered; empty if nothing is.
     """
 
     def __init__(self, model: SourceModel, cache: Path) -> None:
         # the float file also holds the tokenizer and all else that is in the metadata
         about = [__version__, files_identity(model.files), repr(dict(model.metadata))]
-        name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
-        self._path = cache / "checkpoints" / name
+        self.name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+        self._path = cache / "checkpoints" / self.name
         try:
             self.value = self._path.read_text(encoding="ascii").strip()
         except OSError:
