@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-harness test-asan fuzz lint clean
+.PHONY: demo test test-harness test-asan test-kill fuzz lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/gguf-splitquant build-runtime
@@ -33,6 +33,10 @@ FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/installed-test
 	$(BIN)/pip install --quiet 'atheris>=3'
 	$(BIN)/python -m tests.fuzz.fuzz --seconds $(FUZZ_SECONDS)
+
+# conversions that die by kill -9, a few hundred times
+test-kill: $(VENV)/installed-test
+	KILLS=$${KILLS:-400} $(BIN)/python -m pytest -s tests/test_resume.py -k "killed"
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

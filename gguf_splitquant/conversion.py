@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +40,10 @@ class TensorSink(Protocol):
         """``data`` belongs at byte ``position`` of the output tensor ``tensor``."""
 
 
+Complete = Callable[[str, Sequence[str], float | None], None]
+"""Takes the name of a weight that is done, the tensors that it became, its relative error if it has one."""
+
+
 class Conversion:
     """One run over the tensors of a plan: what the worker threads share.
 
@@ -49,6 +53,7 @@ class Conversion:
         statistics: of layer inputs, for tensors that are refined.
         tied_head: the output head is the token embedding.
         progress: told of every slab, in bytes of the checkpoint.
+        complete: told of every weight that is done, from any thread.
 
     Attributes:
         relative_errors: per quantized weight that is done, sum((w - decoded)**2) / sum(w**2).
@@ -61,8 +66,10 @@ class Conversion:
         statistics: InputStatistics | None,
         tied_head: bool,
         progress: Progress = SILENT,
+        complete: Complete | None = None,
     ) -> None:
         self._plan = plan
+        self._complete = complete
         self._sink = sink
         self._statistics = statistics
         self._tied_head = tied_head
@@ -143,6 +150,7 @@ class Conversion:
         # exact sums: they do not depend on how many rows there were at a time
         total = math.fsum(power)
         self._record_error(plan, math.fsum(lost) / total if total else 0.0)
+        self._finish(plan)
 
     def _refine_rows(
         self,
@@ -207,6 +215,12 @@ class Conversion:
             raise CheckpointError(
                 plan.source.name, str(error), f"convert with {layout}--outtype bf16 or f32"
             ) from error
+        self._finish(plan)
+
+    def _finish(self, plan: TensorPlan) -> None:
+        if self._complete is not None:
+            error = self.relative_errors.get(plan.source.name)
+            self._complete(plan.source.name, [o.name for o in plan.outputs], error)
 
     def _write_float(self, plan: TensorPlan) -> None:
         """Copy, in the plan's float type."""

@@ -13,18 +13,24 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .conversion import Conversion
 from .errors import RecipeError
+from .gguf_io.journal import Journal, check_not_interrupted
 from .gguf_io.metadata import file_metadata
-from .gguf_io.shards import ModelLayout, PartialModel, layout_model
+from .gguf_io.output import PartialModel
+from .gguf_io.sharding import WHOLE, Shards
+from .gguf_io.shards import ModelLayout, layout_model
 from .gguf_io.writer import check_target
 from .planning.curves import InputStatistics, weight_curves
 from .planning.plan import Plan, make_plan
 from .planning.refined import RefinedPlan, plan_refined, refinable_tensors
 from .progress import SILENT, Progress
 from .recipe import Recipe
+from .resuming import check_layout, check_settings, head_of, recorded_plan, settings_of
 from .sources.model import SourceModel
 from .working_set import check_limit, has_matrix
 
@@ -35,10 +41,10 @@ class ConversionReport:
 
     Attributes:
         path: the file; of several shards the first.
-        paths: all files.
+        paths: all files that were written.
         total_bytes: their size.
         plan: what became of every tensor.
-        relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2).
+        relative_errors: per quantized weight of these files, sum((w - decoded)**2) / sum(w**2).
         refined: types and clusters of the linear layers; None for other layouts.
         rare_experts: by stack, the experts that the calibration text reached too seldom for statistics of
             their own: theirs are mostly, or wholly, those of all the stack's experts together.
@@ -59,7 +65,7 @@ def plan_file(
     *,
     statistics: InputStatistics | None = None,
     refined: RefinedPlan | None = None,
-    max_shard_bytes: int | None = None,
+    shards: Shards = WHOLE,
     progress: Progress = SILENT,
 ) -> tuple[Plan, ModelLayout, RefinedPlan | None]:
     """The plan and the exact layout of the file that :func:`convert` would write.
@@ -69,11 +75,12 @@ def plan_file(
         recipe: how.
         statistics: of layer inputs; for a recipe with a target.
         refined: types and clusters, where they are already chosen.
-        max_shard_bytes: size that no file exceeds, unless one tensor alone does; None: one file.
+        shards: into how many files, and which of them.
         progress: counts the weights that are read.
 
     Raises:
         RecipeError: the target is too small for this model.
+        OutputError: there are too many shards, or not the one that is asked for.
     """
     open_choice = recipe.refined and not recipe.qtype and refined is None
     budget = _linear_budget(model, recipe) if open_choice and recipe.target_size is not None else None
@@ -83,21 +90,36 @@ def plan_file(
         if curves is not None:
             chosen = plan_refined(model, recipe, statistics, budget, curves)
         plan = make_plan(model, recipe, chosen)
-        metadata = file_metadata(model, plan, {})
-        layout = layout_model(model.architecture, metadata, plan.outputs, max_shard_bytes)
-        excess = layout.total_bytes - (recipe.target_size or layout.total_bytes)
+        weights = [t.outputs for t in plan.tensors]
+        layout = layout_model(model.architecture, partial(file_metadata, model, plan, {}), weights, shards)
+        excess = layout.whole_bytes - (recipe.target_size or layout.whole_bytes)
         if budget is None or excess <= 0:
             return plan, layout, chosen
         budget -= 8 * excess  # the header and the orders take room too
     raise RecipeError("target", f"{recipe.target_size:,} bytes cannot be met", "ask for more")
 
 
+def expected_bytes(model: SourceModel, recipe: Recipe) -> int:
+    """About the size of the file, before there are statistics to plan with."""
+    if not recipe.refined or recipe.qtype:
+        return sum(t.nbytes for t in make_plan(model, recipe).tensors)
+    if recipe.target_size is not None:
+        return recipe.target_size
+    assert recipe.target_bpw is not None
+    linear = sum(t.n_params for t in refinable_tensors(model, recipe))
+    return _other_bytes(model, recipe) + int(recipe.target_bpw * linear / 8)
+
+
 def _linear_budget(model: SourceModel, recipe: Recipe) -> float:
     """Bits that a target size leaves for the linear layers, before the header is known."""
+    return 8.0 * ((recipe.target_size or 0) - _other_bytes(model, recipe))
+
+
+def _other_bytes(model: SourceModel, recipe: Recipe) -> int:
+    """Bytes of all that is not quantized with error feedback under a target."""
     tensors = {t.name for t in refinable_tensors(model, recipe)}
     plan = make_plan(model, _smallest(recipe))
-    others = sum(t.nbytes for t in plan.tensors if t.source.name not in tensors)
-    return 8.0 * ((recipe.target_size or 0) - others)
+    return sum(t.nbytes for t in plan.tensors if t.source.name not in tensors)
 
 
 def check_memory(
@@ -134,13 +156,18 @@ def convert(
     *,
     statistics: InputStatistics | None = None,
     refined: RefinedPlan | None = None,
-    max_shard_bytes: int | None = None,
+    shards: Shards = WHOLE,
     force: bool = False,
+    resume: bool = False,
     threads: int | None = None,
     memory_limit: int | None = None,
     progress: Progress = SILENT,
 ) -> ConversionReport:
     """Write a model as GGUF.
+
+    What is wrong with the model leaves nothing behind. An interruption and a full disk leave the tensors that
+    are complete, in ``OUT.partial`` with ``OUT.journal``, to be gone on with; a model in memory (without
+    :attr:`~.sources.model.SourceModel.files`) cannot be recognized, so nothing is left of it.
 
     Args:
         model: the source.
@@ -150,33 +177,47 @@ def convert(
             imatrix), for the refined layouts. Without them, and for a weight that they lack, all input
             channels count the same and there is no error feedback.
         refined: types and clusters, where they are already chosen.
-        max_shard_bytes: size that no file exceeds, unless one tensor alone does; None: one file.
-        force: replace what exists.
+        shards: into how many files, and which of them.
+        force: replace what exists; without ``resume`` also what an interrupted run left.
+        resume: go on where an interrupted run stopped, with its plan, or begin if there is none. The file is
+            the same, to the byte.
         threads: tensors in work at a time; all cores by default. The file does not depend on it.
         memory_limit: bytes that the process stays below, or says that it cannot; None: no limit. The file
             does not depend on it.
         progress: told of every slab, in bytes of the checkpoint.
 
     Raises:
-        OutputError: ``out`` cannot be written.
+        OutputError: ``out`` cannot be written, another process writes it, or an interrupted run is there
+            that has other settings or that neither ``resume`` nor ``force`` says what to do with.
         CheckpointError: NaN, Inf or values beyond f16's range in a weight; a file that ends early.
         RecipeError: the target is too small for this model, or the memory limit for one of its tensors.
     """
     check_memory(model, recipe, memory_limit, lambda weight: has_matrix(statistics, weight))
-    if max_shard_bytes is None:
+    target = shards.target(out)
+    if model.files and resume:
+        refined = refined or recorded_plan(out, model, recipe, statistics, shards)
+    elif model.files and not force:
+        check_not_interrupted(target)
+    if not shards.several and not resume:
         check_target(out, 0, force=force)
     plan, layout, chosen = plan_file(
-        model,
-        recipe,
-        statistics=statistics,
-        refined=refined,
-        max_shard_bytes=max_shard_bytes,
-        progress=progress,
+        model, recipe, statistics=statistics, refined=refined, shards=shards, progress=progress
     )
-    with PartialModel(out, layout, force=force) as file:
-        work = Conversion(plan, file, statistics, model.tied_head, progress)
-        work.run(plan.tensors, threads or os.cpu_count() or 1, memory_limit)
-        file.commit(file_metadata(model, plan, work.relative_errors), model.architecture)
+    journal = None
+    if model.files:
+        settings = settings_of(model, recipe, statistics, shards)
+        journal = _open_journal(target, resume, head_of(settings, plan, layout, chosen, out))
+    with PartialModel(out, layout, force=force, journal=journal) as file:
+        complete = journal.done if journal is not None else {}
+        work = Conversion(plan, file, statistics, model.tied_head, progress, file.complete)
+        work.relative_errors.update((n, e) for n, e in complete.items() if e is not None)
+        missing = [
+            t
+            for t in plan.tensors
+            if t.source.name not in complete and any(layout.place_of(o.name) for o in t.outputs)
+        ]
+        work.run(missing, threads or os.cpu_count() or 1, memory_limit)
+        file.commit(model.architecture, partial(file_metadata, model, plan, work.relative_errors))
     return ConversionReport(
         file.paths[0],
         file.paths,
@@ -194,4 +235,19 @@ def _rare_experts(plan: Plan, statistics: InputStatistics | None) -> dict[str, t
     return {name: use.rare for name, use in used.items() if use and use.rare}
 
 
-__all__ = ["ConversionReport", "check_memory", "convert", "plan_file"]
+def _open_journal(target: Path, resume: bool, head: Mapping[str, Any]) -> Journal:
+    """The journal of ``target``, begun or to be gone on with."""
+    journal = Journal.open(target, discard=not resume)
+    try:
+        if journal.begun:
+            check_settings(journal, head["settings"])
+            check_layout(journal, head)
+        else:
+            journal.begin(head)
+    except BaseException:
+        journal.close()
+        raise
+    return journal
+
+
+__all__ = ["ConversionReport", "check_memory", "convert", "expected_bytes", "plan_file"]

@@ -7,8 +7,8 @@ import datetime
 import hashlib
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..cache import cache_dir
 from ..errors import SplitQuantError
 from ..gguf_io.pairs import read_pairs
+from ..locks import open_locked, wait_for_lock
 from ..progress import SILENT, Progress
 from ..runtime.chat_template import chat_template
 from ..runtime.engine import EngineOptions
@@ -36,6 +37,9 @@ _VERSION = 5
 _SLAB = 1536
 """Tokens per pass through the graph: bounds the memory for activations (and the never computed logits)."""
 
+
+_TOKENS = "tokens.npy"
+_PROBES = "probes.jsonl"
 
 _TODAY = datetime.datetime(2026, 1, 1)
 """For templates that ask for the date: the text must not depend on the day on which it is written."""
@@ -73,6 +77,9 @@ def calibrate(
 ) -> Moments:
     """Second moments and sensitivities of all linear layers, from the cache where they are known.
 
+    A run that was interrupted is gone on with: after the moments, once they are complete, and after the last
+    batch of sensitivities. One process at a time calibrates a model; others that share the cache wait for it.
+
     Args:
         model: the model as a GGUF file that llama.cpp runs: float, or close to it (Q8_0 halves the time).
         weights_digest: identifies the checkpoint's weights and tokenizer; the cache key with ``how``.
@@ -88,42 +95,92 @@ def calibrate(
     how = how or Calibration()
     if how.text is not None and not how.text.is_file():
         raise SplitQuantError(how.text, "no such text file", "give a UTF-8 text")
-    root = cache or cache_dir() / "calibration"
     about = _about(weights_digest, how)
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    key = _key(about)
+    root = cache or cache_dir() / "calibration"
     folder = root / key
     if folder.is_dir():
         return Moments.open(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix="unfinished-") as unfinished:
-            work = Path(unfinished) / key
-            work.mkdir()
-            if how.text:
-                tokens = user_text(model, how.text, how.own.length, how.most_tokens)
-                moments = gather(model, tokens, work, how.weighting, about, n_threads, progress)
-            else:
-                tokens, moments = write_and_gather(model, work, how, about, n_threads, progress)
-            np.save(work / "tokens.npy", tokens)
-            moments.with_sensitivity(
-                measure_sensitivity(
-                    model,
-                    tokens,
-                    row_scales(model, moments.sharing.keys()),
-                    lambda name: np.diagonal(moments.matrix(name)),
-                    how.probing,
-                    shares=lambda name: use.share if (use := moments.experts(name)) else None,
-                    n_threads=n_threads,
-                    progress=progress,
-                )
-            )
-            if not folder.exists():
-                shutil.move(work, folder)
+        with _alone(root / f"unfinished-{key}", progress) as work:
+            # whoever was waited for may have done it
+            if not folder.is_dir():
+                _calibrate(model, work, how, about, n_threads, progress)
+                work.rename(folder)
     except OSError as error:
-        raise SplitQuantError(
-            root, f"cannot hold the calibration: {error}", "free space, or set GGUF_SPLITQUANT_CACHE"
-        ) from error
+        fix = "free space, or set GGUF_SPLITQUANT_CACHE"
+        raise SplitQuantError(root, f"cannot hold the calibration: {error}", fix) from error
     return Moments.open(folder)
+
+
+def cached(weights_digest: str, how: Calibration, cache: Path | None = None) -> Moments | None:
+    """What :func:`calibrate` would find in the cache; None if it would run the model."""
+    folder = (cache or cache_dir() / "calibration") / _key(_about(weights_digest, how))
+    return Moments.open(folder) if folder.is_dir() else None
+
+
+@contextmanager
+def _alone(work: Path, progress: Progress) -> Iterator[Path]:
+    """A folder for unfinished work that no other process is in; it waits for one that is.
+
+    Work that has nothing to go on with is not left behind.
+    """
+
+    path = work.with_name(f"{work.name}.lock")
+    file = open_locked(path)
+    if file is None:
+        progress.start("waiting for another calibration of this model", 1, "calibration")
+        file = wait_for_lock(path)
+        progress.finish()
+    with file:
+        try:
+            work.mkdir(exist_ok=True)
+            yield work
+        finally:
+            if work.is_dir() and not (work / _TOKENS).is_file():
+                shutil.rmtree(work, ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def _calibrate(
+    model: Path,
+    work: Path,
+    how: Calibration,
+    about: Mapping[str, Any],
+    n_threads: int | None,
+    progress: Progress,
+) -> None:
+    """Write or read the text and gather its moments, then probe; each is gone on with after an interruption.
+
+    The text and its moments are one step: the sums grow with every token, and a copy of them to go back to
+    would be as large as the model.
+    """
+    if not (work / _TOKENS).is_file():
+        for left in work.iterdir():
+            left.unlink()
+        if how.text:
+            tokens = user_text(model, how.text, how.own.length, how.most_tokens)
+            gather(model, tokens, work, how.weighting, about, n_threads, progress)
+        else:
+            tokens, _ = write_and_gather(model, work, how, about, n_threads, progress)
+        # the last to appear: with it the moments are complete
+        np.save(work / "unfinished.npy", tokens)
+        (work / "unfinished.npy").rename(work / _TOKENS)
+    moments = Moments.open(work)
+    sensitivity = measure_sensitivity(
+        model,
+        np.load(work / _TOKENS),
+        row_scales(model, moments.sharing.keys()),
+        lambda name: np.diagonal(moments.matrix(name)),
+        how.probing,
+        shares=lambda name: use.share if (use := moments.experts(name)) else None,
+        n_threads=n_threads,
+        progress=progress,
+        records=work / _PROBES,
+    )
+    moments.with_sensitivity(sensitivity)
+    (work / _PROBES).unlink()
 
 
 def write_and_gather(
@@ -211,6 +268,10 @@ def chat_opening(model: Path) -> str | None:
         return None
     before, found, _ = rendered.partition(mark)
     return before if found and before else None
+
+
+def _key(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _about(weights_digest: str, how: Calibration) -> dict[str, Any]:

@@ -1,18 +1,32 @@
-"""Calibration of a checkpoint: the float model has to run, so it is a GGUF file for a while."""
+"""Calibration of a checkpoint: the float model has to run, so it is a GGUF file for a while.
+
+What that file's digest is, is remembered by the checkpoint's own files: the next conversion of the checkpoint
+finds its calibration without writing the file again.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..convert import convert
-from ..errors import CheckpointError
+from .. import __version__
+from ..cache import cache_dir
+from ..convert import convert, expected_bytes
+from ..errors import CheckpointError, OutputError
+from ..gguf_io.writer import free_bytes, write_failure
+from ..locks import open_locked
 from ..progress import SILENT, Progress
 from ..recipe import OutType, Recipe
+from ..resuming import files_identity
 from ..runtime.library import load_llama_cpp
 from ..sources.model import SourceModel
-from .calibrate import Calibration, calibrate
+from .calibrate import Calibration, cached, calibrate
 from .moments import Moments
 
 
@@ -32,7 +46,7 @@ def calibrate_model(
         folder: takes the float file of any other while the model runs: as large as the checkpoint in 16 bit.
         how: the text: by default the model's own.
         threads: None is all cores.
-        cache: folder for results; None: in the user's cache folder.
+        cache: folder for results; None: in the user's cache folder. Machines that share it calibrate once.
         progress: of writing the file, writing the text, and gathering.
 
     Raises:
@@ -40,18 +54,98 @@ def calibrate_model(
         EngineError: the runtime is missing, or the model does not run.
         CheckpointError: NaN or Inf in a weight.
     """
+    how = how or Calibration()
+    cache = cache or cache_dir() / "calibration"
+    remembered = _Digest(model, cache) if model.files else None
+    if remembered is not None and remembered.value:
+        moments = cached(remembered.value, how, cache)
+        if moments is not None:
+            return moments
     if model.float_file is not None:
-        return calibrate(
-            model.float_file, _sha256(model.float_file), how, n_threads=threads, progress=progress
-        )
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".calibration-") as work:
-        path = Path(work) / "float.gguf"
+        digest = _sha256(model.float_file)
+        if remembered is not None:
+            remembered.keep(digest)
+        return calibrate(model.float_file, digest, how, n_threads=threads, progress=progress, cache=cache)
+    with _float_folder(folder, remembered.name if remembered else "") as work:
+        path = work / "float.gguf"
+        if not path.exists():
+            _check_room(model, folder)
+            _write_float(model, path, threads, progress)
+        digest = _sha256(path)
+        if remembered is not None:
+            remembered.keep(digest)
+        return calibrate(path, digest, how, n_threads=threads, progress=progress, cache=cache)
+
+
+def _write_float(model: SourceModel, path: Path, threads: int | None, progress: Progress) -> None:
+    # without files it leaves nothing to go on with: its folder is gone afterwards
+    passing = dataclasses.replace(model, files=())
+    try:
+        recipe = Recipe(layout="float", outtype=_fastest_type())
+        convert(passing, path, recipe, threads=threads, progress=progress)
+    except CheckpointError:
+        convert(passing, path, Recipe(layout="float", outtype="bf16"), threads=threads, progress=progress)
+
+
+@contextmanager
+def _float_folder(beside: Path, name: str) -> Iterator[Path]:
+    """A folder for a while. What a killed run left of the same ``name`` is found again: a complete file."""
+    place = beside / f".calibration-{name[:12]}"
+    try:
+        lock = open_locked(place.with_name(f"{place.name}.lock")) if name else None
+    except OSError as error:
+        raise write_failure(place, error) from error
+    if lock is None:
+        # a model in memory, or another process is at it
+        with tempfile.TemporaryDirectory(dir=beside, prefix=".calibration-") as work:
+            yield Path(work)
+        return
+    with lock:
         try:
-            recipe = Recipe(layout="float", outtype=_fastest_type())
-            convert(model, path, recipe, threads=threads, progress=progress)
-        except CheckpointError:
-            convert(model, path, Recipe(layout="float", outtype="bf16"), threads=threads, progress=progress)
-        return calibrate(path, _sha256(path), how, n_threads=threads, progress=progress, cache=cache)
+            place.mkdir(exist_ok=True)
+            for left in place.glob("*.partial"):
+                left.unlink()
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+            place.with_name(f"{place.name}.lock").unlink(missing_ok=True)
+
+
+class _Digest:
+    """The digest of a checkpoint's float file, remembered in the cache.
+
+    Attributes:
+        name: stands for the checkpoint's files.
+        value: what is remembered; empty if nothing is.
+    """
+
+    def __init__(self, model: SourceModel, cache: Path) -> None:
+        # the float file also holds the tokenizer and all else that is in the metadata
+        about = [__version__, files_identity(model.files), repr(dict(model.metadata))]
+        self.name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+        self._path = cache / "checkpoints" / self.name
+        try:
+            self.value = self._path.read_text(encoding="ascii").strip()
+        except OSError:
+            self.value = ""
+
+    def keep(self, value: str) -> None:
+        """Remember. Raises OutputError where the cache cannot be written."""
+        partial = self._path.with_name(f"{self._path.name}.{value[:8]}.partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(value + "\n", encoding="ascii")
+            partial.replace(self._path)
+        except OSError as error:
+            fix = "free space, or set GGUF_SPLITQUANT_CACHE"
+            raise OutputError(self._path, f"cannot be written: {error.strerror}", fix) from error
+
+
+def _check_room(model: SourceModel, folder: Path) -> None:
+    wanted, free = expected_bytes(model, Recipe(layout="float", outtype="f16")), free_bytes(folder)
+    if free < wanted:
+        cause = f"calibration runs the model from a temporary file of {wanted:,} bytes here, of {free:,} left"
+        raise OutputError(folder, cause, "free some space, or pass --no-calibration")
 
 
 def _fastest_type() -> OutType:

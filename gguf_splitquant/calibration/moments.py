@@ -8,6 +8,7 @@ folder is the cache.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ class MomentWriter:
         if name not in self._sums:
             path = self.folder / f"{len(self._sums):05d}.npy"
             self._sums[name] = open_memmap(path, mode="w+", dtype=np.float32, shape=(channels, channels))
+            _take_space(path)
             self._tokens[name] = 0
             self._energy[name] = np.zeros(channels)
         weighted = self.weighting.apply(inputs)
@@ -112,6 +114,13 @@ def _mirror(matrix: F32) -> None:
         matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
         block = np.triu(matrix[rows, rows])
         matrix[rows, rows] = block + np.triu(block, 1).T
+
+
+def _take_space(path: Path) -> None:
+    """Take a file's space on the disk now: a full disk that memory is mapped to would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 @dataclass(frozen=True)

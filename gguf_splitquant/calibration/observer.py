@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import EngineError
+from ..runtime.deferral import DeferredSignals
 from ..runtime.engine import Engine, EngineOptions
 from .experts import Routing
 from .names import HEAD
@@ -106,6 +107,7 @@ class ObservedEngine(Engine):
         self._wants_logits = False
         self._reported: dict[int, str] = {}
         self._callback: Any = None
+        self._signals = DeferredSignals()
         super().__init__(path, options)
 
     def __enter__(self) -> ObservedEngine:
@@ -115,7 +117,7 @@ class ObservedEngine(Engine):
         params = super()._context_params()
         params.kv_unified = False
         if self._sink is not None:
-            self._callback = self._lib.llama_cpp.ggml_backend_sched_eval_callback(self._on_node)
+            self._callback = self._lib.llama_cpp.ggml_backend_sched_eval_callback(self._visit)
             params.cb_eval = self._callback
         return params
 
@@ -141,7 +143,8 @@ class ObservedEngine(Engine):
         self._reported.clear()
         self._wants_logits = True
         try:
-            return super().decode(tokens, positions, sequences, outputs)
+            with self._signals:
+                return super().decode(tokens, positions, sequences, outputs)
         finally:
             self._wants_logits = False
             self._raise_failure()
@@ -155,7 +158,8 @@ class ObservedEngine(Engine):
         self._reported.clear()
         # All positions count as outputs: for others llama.cpp skips the end of the last layer
         self._batch.fill(tokens, positions, sequences, True)
-        status = self._lib.llama_decode(self._context, self._batch.struct)
+        with self._signals:
+            status = self._lib.llama_decode(self._context, self._batch.struct)
         self._raise_failure()
         if status != 0:
             raise EngineError(self.path, f"llama.cpp cannot run the calibration text ({status})")
@@ -164,6 +168,11 @@ class ObservedEngine(Engine):
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+    def _visit(self, address: int, ask: bool, user_data: Any) -> bool:
+        if self._signals.pending is not None:
+            return ask  # a node that was asked for and is not wanted after all ends the computation
+        return self._on_node(address, ask, user_data)
 
     def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
         # An exception must not cross the C frames between here and the caller

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from ..errors import SplitQuantError
 from ..progress import SILENT, Progress
+from ..records import Records
 from ..refining.metric import typical_salience
 from ..runtime.engine import EngineOptions
 from .observer import ObservedEngine, Tensor, routing_of, rows_of, tensor_at
@@ -121,6 +125,7 @@ def measure_sensitivity(
     shares: Callable[[str], F64 | None] = lambda _name: None,
     n_threads: int | None = None,
     progress: Progress = SILENT,
+    records: Path | None = None,
 ) -> dict[str, float]:
     """Divergence per unit of a layer's loss, for every weight.
 
@@ -133,6 +138,7 @@ def measure_sensitivity(
         shares: of a stack's uses, by expert, (experts,); None for other weights.
         n_threads: None is one per performance core.
         progress: counts tokens.
+        records: file of the batches that are done: those in it are not measured again.
 
     Returns:
         For every name in ``weights``: KLD (nats per token) / ``tr(E H E^T)``, of a stack per use
@@ -141,6 +147,8 @@ def measure_sensitivity(
 
     Raises:
         EngineError: the model does not run.
+        OSError: the file of records cannot be written.
+        SplitQuantError: it is damaged.
     """
     how = how or Probing()
     texts = np.ascontiguousarray(tokens[: how.texts, : how.length])
@@ -174,24 +182,41 @@ def measure_sensitivity(
         return disturbed
 
     found: dict[str, float] = {}
-    with _ProbedEngine(model, options, errors) as engine:
+    pairs = [(name, i) for name in probed for i in range(len(texts))]
+    batches = [pairs[start : start + together] for start in range(0, len(pairs), together)]
+    divergence: dict[str, list[float]] = {name: [] for name in probed}
+    with _ProbedEngine(model, options, errors) as engine, ExitStack() as stack:
+        log = stack.enter_context(_open_records(records)) if records else None
         progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
         clean = _log_probabilities(engine, texts, [None] * len(texts), how.skip)
         progress.advance(texts.size)
-        pairs = [(name, i) for name in probed for i in range(len(texts))]
-        divergence: dict[str, list[float]] = {name: [] for name in probed}
-        for start in range(0, len(pairs), together):
-            batch = pairs[start : start + together]
-            chosen = texts[[i for _, i in batch]]
-            disturbed = _log_probabilities(engine, chosen, [name for name, _ in batch], how.skip)
-            for (name, i), log_q in zip(batch, disturbed, strict=True):
-                log_p = clean[i]
-                divergence[name].append(float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()))
-            progress.advance(chosen.size)
+        for number, batch in enumerate(batches):
+            if log is not None and number < len(log.lines):
+                measured, known = log.lines[number]
+                norms.update(known)
+            else:
+                chosen = texts[[i for _, i in batch]]
+                disturbed = _log_probabilities(engine, chosen, [name for name, _ in batch], how.skip)
+                measured = [
+                    float((np.exp(clean[i]) * (clean[i] - log_q)).sum(axis=-1).mean())
+                    for (_, i), log_q in zip(batch, disturbed, strict=True)
+                ]
+                if log is not None:
+                    log.append([[measured, {name: norms[name] for name, _ in batch}]])
+            for (name, _), value in zip(batch, measured, strict=True):
+                divergence[name].append(value)
+            progress.advance(len(batch) * texts.shape[1])
         progress.finish()
     for name, values in divergence.items():
         found[name] = float(np.mean(values)) / norms[name]
     return _interpolated(found, weights)
+
+
+def _open_records(path: Path) -> Records:
+    try:
+        return Records(FileIO(path, "a+"))
+    except ValueError as error:
+        raise SplitQuantError(path, f"damaged: {error}", f"delete {path.parent}") from error
 
 
 def row_scales(model: Path, names: Collection[str]) -> dict[str, F32]:

@@ -2,7 +2,7 @@
 
 Each verb is a module with ``add_arguments`` and ``run``, imported only when it is called, so that ``--help``
 and a typing error answer at once. Exit codes: 0 done, 1 a limit was passed (``compare``), 2 the input,
-disk or environment is at fault (one line says what and what to do), 130 interrupted.
+disk or environment is at fault (one line says what and what to do), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import SplitQuantError
+from .interruption import Terminated, termination_raises
 
 _VERBS = {
     "convert": "turn a Hugging Face checkpoint or a float GGUF into a quantized GGUF file",
@@ -30,13 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        with termination_raises():
+            return _run(arguments)
     except SplitQuantError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         # the reader (head, less) has gone: silence the interpreter's own flush at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -57,6 +62,6 @@ def _run(arguments: list[str]) -> int:
             module = import_module(f".{verb.replace('-', '_')}", __name__)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
     code: int = parsed.run(parsed)
     return code

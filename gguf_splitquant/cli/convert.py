@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import OutputError, RecipeError
 from .convert_options import add_arguments, recipe_from
 from .convert_output import (
     check_for_ollama,
@@ -22,6 +26,7 @@ from .convert_output import (
 )
 
 if TYPE_CHECKING:
+    from ..gguf_io.sharding import Shards
     from ..planning.curves import InputStatistics
     from ..progress import Progress
     from ..recipe import Recipe
@@ -33,15 +38,60 @@ __all__ = ["add_arguments", "run"]
 def run(args: argparse.Namespace) -> int:
     """Convert, or print the plan."""
     recipe = recipe_from(args)
+    shards = shards_from(args)
     # before downloads, and before the tokenizer takes its seconds
-    check_outputs(args)
-    with ExitStack() as files:
-        return _convert(args, recipe, *_source(args, files))
+    check_outputs(args, shards)
+    try:
+        with ExitStack() as files:
+            return _convert(args, recipe, shards, _source(args, files))
+    except BaseException as error:
+        if not args.dry_run and _can_go_on(args, shards, error):
+            print(f"to go on: {_resuming_command(args)}", file=sys.stderr)
+        raise
 
 
-def _source(args: argparse.Namespace, files: ExitStack) -> tuple[Path, str]:
-    """The path to read, until ``files`` is closed; and the repository that it came from, or nothing."""
-    from ..errors import RecipeError
+def _can_go_on(args: argparse.Namespace, shards: Shards, error: BaseException) -> bool:
+    """What was done is kept, and the error does not say so itself."""
+    from ..gguf_io.journal import journal_path, unfinished
+
+    if not isinstance(error, Exception):
+        return True  # interrupted: before there is a journal, calibration has its own
+    if isinstance(error, (OutputError, RecipeError)):
+        return False
+    if args.out.is_dir():
+        return bool(unfinished(args.out))
+    return journal_path(shards.target(args.out)).exists()
+
+
+def _resuming_command(args: argparse.Namespace) -> str:
+    given = [a for a in args.arguments if a != "--resume"]
+    return shlex.join(["gguf-splitquant", *given, "--resume"])
+
+
+def shards_from(args: argparse.Namespace) -> Shards:
+    """The files that the options ask for. Raises RecipeError for those that contradict."""
+    from ..gguf_io.sharding import Shards, one_of
+
+    return Shards(args.max_shard_size, args.shards, one_of(args.shard) if args.shard else None)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is converted.
+
+    Attributes:
+        path: what is read, for a while.
+        repository: that it came from, or nothing.
+        checkpoint: what ``path`` was made from by another converter, if it was.
+    """
+
+    path: Path
+    repository: str = ""
+    checkpoint: Path | None = None
+
+
+def _source(args: argparse.Namespace, files: ExitStack) -> _Source:
+    """The path to read, until ``files`` is closed."""
     from ..sources.families import FAMILIES
     from ..sources.hub import hub_checkpoint, is_repository
     from ..sources.official import official_float_file
@@ -57,32 +107,48 @@ def _source(args: argparse.Namespace, files: ExitStack) -> tuple[Path, str]:
         raise RecipeError("--revision", f"{path} is a path, not a repository", "leave it out")
     if args.official_converter:
         folder = _folder(args)
-        path = files.enter_context(official_float_file(args.official_converter, path, folder))
-    return path, repository
+        converted = files.enter_context(official_float_file(args.official_converter, path, folder))
+        return _Source(converted, repository, path)
+    return _Source(path, repository)
 
 
-def _convert(args: argparse.Namespace, recipe: Recipe, source: Path, repository: str) -> int:
-    from ..convert import check_memory, convert, plan_file
-    from ..gguf_io.writer import check_target
-    from ..planning.refined import read_plan
+def _open(args: argparse.Namespace, source: _Source) -> SourceModel:
     from ..sources import open_model
     from ..sources.hub import with_source
+
+    model = open_model(source.path, pre_tokenizer=args.pre, allow_requantize=args.allow_requantize)
+    for note in model.notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if source.repository:
+        model = with_source(model, source.repository)
+    if source.checkpoint is not None:
+        # the file that is read is made anew each time
+        files = tuple(sorted(path for path in source.checkpoint.iterdir() if path.is_file()))
+        model = dataclasses.replace(model, files=files)
+    return model
+
+
+def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, source: _Source) -> int:
+    from ..convert import check_memory, convert, expected_bytes, plan_file
+    from ..gguf_io.writer import check_target
+    from ..planning.refined import read_plan
+    from ..resuming import recorded_plan
     from .progress_bar import ProgressBar
 
     started = time.monotonic()
-    model = open_model(source, pre_tokenizer=args.pre, allow_requantize=args.allow_requantize)
-    for note in model.notes:
-        print(f"warning: {note}", file=sys.stderr)
-    if repository:
-        model = with_source(model, repository)
+    model = _open(args, source)
     # before a calibration that takes minutes
     check_memory(model, recipe, args.memory_limit)
     progress = ProgressBar()
+    if not args.dry_run and not args.resume and shards.only is None:
+        # a disk that is too small is found before hours of calibration
+        check_target(_folder(args) / "model.gguf", expected_bytes(model, recipe), force=True)
     statistics = _statistics(model, recipe, args, progress) if recipe.refined else None
     refined = read_plan(args.use_plan, model, recipe, statistics) if args.use_plan else None
-    shard = args.max_shard_size
+    if args.resume and not args.dry_run and refined is None:
+        refined = recorded_plan(args.out, model, recipe, statistics, shards)
     plan, layout, refined = plan_file(
-        model, recipe, statistics=statistics, refined=refined, max_shard_bytes=shard, progress=progress
+        model, recipe, statistics=statistics, refined=refined, shards=shards, progress=progress
     )
     if args.ollama:
         check_for_ollama(plan, layout)
@@ -100,13 +166,14 @@ def _convert(args: argparse.Namespace, recipe: Recipe, source: Path, repository:
         recipe,
         statistics=statistics,
         refined=refined,
-        max_shard_bytes=shard,
+        shards=shards,
         force=args.force,
+        resume=args.resume,
         threads=args.threads,
         memory_limit=args.memory_limit,
         progress=progress,
     )
-    print_summary(report, time.monotonic() - started, args.model)
+    print_summary(report, shards, time.monotonic() - started, args.model)
     if args.ollama:
         write_modelfile(args.ollama, model, report.path, force=args.force)
     if args.model_card:

@@ -116,6 +116,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--max-shard-size", type=_size, metavar="SIZE", help="several files, none larger: 2GB, 500MiB"
     )
+    output.add_argument("--shards", type=int, metavar="N", help="so many files, of about the same size")
+    output.add_argument(
+        "--shard", metavar="I/N", help="only the I-th of N files (2/4: the second of four), on its own"
+    )
+    output.add_argument(
+        "--resume", action="store_true", help="go on where an interrupted run stopped, or begin"
+    )
     output.add_argument(
         "--ollama",
         metavar="NAME",
@@ -193,8 +200,9 @@ def _check(args: argparse.Namespace) -> None:
             raise RecipeError(_flag(option), f"belongs to {belongs}", f"{fix}, or leave it out")
     if args.results and not args.model_card:
         raise RecipeError("--results", "belongs to a model card", "add --model-card FILE.md")
-    if args.max_shard_size == 0:
-        raise RecipeError("--max-shard-size", "0 bytes", "choose a size, such as 2GB")
+    for option in ("ollama", "model_card"):
+        if args.shard and getattr(args, option):
+            raise RecipeError(_flag(option), "takes a whole model, not one shard", "leave it out")
     together = [o for o in ("calibration_text", "imatrix", "no_calibration") if getattr(args, o)]
     if len(together) > 1:
         raise RecipeError(_flag(together[1]), f"contradicts {_flag(together[0])}", "give one of them")

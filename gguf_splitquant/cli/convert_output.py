@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..convert import ConversionReport
+    from ..gguf_io.sharding import Shards
     from ..gguf_io.shards import ModelLayout
     from ..planning import Plan
     from ..sources.model import SourceModel
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 _SHOWN_EXPERTS = 8
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def check_outputs(args: argparse.Namespace, shards: Shards) -> None:
     """Raise before any work where a file cannot be written, or Ollama's name is not one."""
+    from ..gguf_io.journal import check_not_interrupted, journal_path
     from ..gguf_io.writer import check_target
     from ..publishing.ollama import check_name
 
@@ -31,8 +33,13 @@ def check_outputs(args: argparse.Namespace) -> None:
         # the name comes later: for now only the folder is looked at
         check_target(args.out / "model.gguf", 0, force=True)
     else:
-        # shards have other names
-        check_target(args.out, 0, force=args.force or args.max_shard_size is not None)
+        target = shards.target(args.out)
+        # shards have other names; a run that was killed at its very end has the file in place already
+        elsewhere = shards.several and shards.only is None
+        ending = args.resume and journal_path(target).exists()
+        check_target(target, 0, force=args.force or elsewhere or ending)
+        if not args.force and not args.resume:
+            check_not_interrupted(target)
     if args.model_card:
         check_target(args.model_card, 0, force=args.force)
     if args.ollama and not args.out.is_dir():
@@ -56,7 +63,9 @@ def check_for_ollama(plan: Plan, layout: ModelLayout) -> None:
 
     check_plan(plan)
     if len(layout.files) > 1:
-        raise RecipeError("--ollama", "Ollama takes one file, not shards", "leave --max-shard-size out")
+        raise RecipeError(
+            "--ollama", "Ollama takes one file, not shards", "leave --max-shard-size and --shards out"
+        )
 
 
 def write_modelfile(name: str, model: SourceModel, path: Path, *, force: bool) -> None:
@@ -98,14 +107,21 @@ def print_plan(plan: Plan, layout: ModelLayout) -> None:
             shape = " x ".join(str(n) for n in output.shape)
             note = f"  ({tensor.note})" if tensor.note else ""
             print(f"{output.name:<{width}}  {output.qtype.name:<5}  {output.nbytes:>14,}  {shape}{note}")
-    files = f" in {len(layout.files)} files" if len(layout.files) > 1 else ""
-    print(_sizes(plan, layout.total_bytes, files))
+    count = len(layout.files)
+    files = f" in {count} files" if count > 1 else ""
+    if layout.only is not None:
+        print(f"file {layout.only + 1} of {count} has {layout.total_bytes:,} bytes")
+    print(_sizes(plan, layout.whole_bytes, files))
 
 
-def print_summary(report: ConversionReport, seconds: float, model: str) -> None:
+def print_summary(report: ConversionReport, shards: Shards, seconds: float, model: str) -> None:
     """What was written, and what runs it."""
     from ..gguf_io.header import SHARD_NAME
 
+    if shards.only is not None and shards.only[1] > 1:
+        number, count = shards.only
+        print(f"{report.path}: {report.total_bytes:,} bytes, file {number} of {count}, in {seconds:.1f} s")
+        return
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
     print(f"{report.path}: {_sizes(report.plan, report.total_bytes, files)}, in {seconds:.1f} s")
     if report.refined and report.refined.predicted_kld is not None:

@@ -86,9 +86,13 @@ def collect(models: Sequence[Path], evaluations: Sequence[EvaluationResult]) -> 
 
 
 def recorded_errors(contents: Contents) -> dict[str, float]:
-    """Relative squared error of every split weight, sum((w - decoded)^2) / sum(w^2), as recorded."""
-    names = contents.metadata.get(KEY_QUANTIZED_TENSORS)
-    errors = contents.metadata.get(KEY_RELATIVE_ERROR)
-    if not isinstance(names, list) or not isinstance(errors, np.ndarray) or len(names) != len(errors):
-        return {}
-    return {name: float(error) for name, error in zip(names, errors, strict=True)}
+    """Relative squared error of every split weight, sum((w - decoded)^2) / sum(w^2), as recorded.
+
+    Of a model in several files each records those of its own weights.
+    """
+    found: dict[str, float] = {}
+    for metadata in (contents.metadata, *contents.header.further_metadata):
+        names, errors = metadata.get(KEY_QUANTIZED_TENSORS), metadata.get(KEY_RELATIVE_ERROR)
+        if isinstance(names, list) and isinstance(errors, np.ndarray) and len(names) == len(errors):
+            found |= {name: float(error) for name, error in zip(names, errors, strict=True)}
+    return found

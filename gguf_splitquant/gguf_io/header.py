@@ -107,6 +107,7 @@ class GGUFHeader:
         tensors: in file order, shard by shard.
         file_bytes: size of the file, or of all shards.
         shards: all files of the model.
+        further_metadata: what the shards after the first say, in order.
     """
 
     path: Path
@@ -114,6 +115,7 @@ class GGUFHeader:
     tensors: Sequence[TensorEntry]
     file_bytes: int
     shards: tuple[Path, ...]
+    further_metadata: tuple[Mapping[str, Any], ...] = ()
 
 
 def read_header(path: Path) -> GGUFHeader:
@@ -141,7 +143,9 @@ def read_header(path: Path) -> GGUFHeader:
         cause = f"its {count} shards hold {len(tensors)} tensors that are not the {total} that it announces"
         raise GGUFError(path, cause, "download all shards again")
     size = sum(header.file_bytes for header in headers)
-    return GGUFHeader(path, first.metadata, tensors, size, tuple(header.path for header in headers))
+    paths = tuple(header.path for header in headers)
+    further = tuple(header.metadata for header in headers[1:])
+    return GGUFHeader(path, first.metadata, tensors, size, paths, further)
 
 
 def shard_path(prefix: Path, number: int, count: int) -> Path:

@@ -6,7 +6,7 @@ A split file says how it was made (the recipe as JSON), by what, how many parame
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValue, GGUFValueType, Keys
@@ -31,24 +31,48 @@ KEY_ORDER_TENSORS = "splitquant.order.tensors"
 
 
 def file_metadata(
-    model: SourceModel, plan: Plan, relative_errors: Mapping[str, float]
+    model: SourceModel,
+    plan: Plan,
+    relative_errors: Mapping[str, float],
+    number: int = 0,
+    tensors: Collection[str] | None = None,
 ) -> dict[str, GGUFValue]:
-    """All key-value pairs of the file.
+    """All key-value pairs of a file, or of one of several; those of shards as such are not among them.
 
-    A file in the float layout gets exactly what llama.cpp's converter writes.
+    A file in the float layout gets exactly what llama.cpp's converter writes. Of several files the first has
+    what concerns the model; the errors of its weights stand in each, so that it can be written without the
+    others.
 
     Args:
         model: the source.
         plan: its plan.
         relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2). The keys may be filled in
             later: the header's size does not depend on the figures.
+        number: of the file, from 0.
+        tensors: the output tensors in it; None: all.
     """
+    pairs = _model_metadata(model, plan) if number == 0 else {}
+    if plan.recipe.layout == "float":
+        return pairs
+    # a weight whose sub-layers lie in two files is one of the first of them
+    quantized = [
+        t.source.name
+        for t in plan.tensors
+        if t.quantized and (tensors is None or t.outputs[0].name in tensors)
+    ]
+    if quantized:
+        errors = [float(np.float32(relative_errors.get(name, 0.0))) for name in quantized]
+        pairs[KEY_QUANTIZED_TENSORS] = _strings(quantized)
+        pairs[KEY_RELATIVE_ERROR] = GGUFValue(errors, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
+    return pairs
+
+
+def _model_metadata(model: SourceModel, plan: Plan) -> dict[str, GGUFValue]:
     pairs = dict(model.metadata)
     pairs[Keys.General.FILE_TYPE] = _u32(int(plan.file_type))
     pairs[Keys.General.QUANTIZATION_VERSION] = _u32(GGML_QUANT_VERSION)
     if plan.recipe.layout == "float":
         return pairs
-    quantized = [t.source.name for t in plan.tensors if t.quantized]
     pairs[KEY_QUANTIZED_BY] = _string(f"gguf-splitquant {__version__}")
     pairs[KEY_VERSION] = _u32(FORMAT_VERSION)
     pairs[KEY_LAYOUT] = _string(plan.recipe.layout)
@@ -58,10 +82,6 @@ def file_metadata(
     if ordered:
         pairs[KEY_ORDER_WEIGHTS] = _strings(list(ordered))
         pairs[KEY_ORDER_TENSORS] = _strings(list(ordered.values()))
-    if quantized:
-        errors = [float(np.float32(relative_errors.get(name, 0.0))) for name in quantized]
-        pairs[KEY_QUANTIZED_TENSORS] = _strings(quantized)
-        pairs[KEY_RELATIVE_ERROR] = GGUFValue(errors, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
     return pairs
 
 

@@ -1,28 +1,24 @@
 """One model in one or several files: which tensor goes where, and writing them so that all appear together.
 
 llama.cpp reads shards that ``llama-gguf-split`` writes: every one says its number, the count and the number
-of tensors in all, the first one has the model's metadata, and the names follow a pattern.
+of tensors in all, the first one has the model's metadata, and the names follow a pattern. What a shard holds
+depends on the plan and on its own tensors alone, so that each can be written on a machine of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from gguf import GGUFValue, GGUFValueType, Keys
 
-from ..errors import OutputError
 from ..planning.plan import OutputTensor
-from .header import shard_path
 from .layout import FileLayout, build_layout
-from .writer import PartialFile, check_target
+from .sharding import WHOLE, Shards, shard_groups, shard_of
 
-_MAX_SHARDS = 65535
-_TENSOR_INFO = 64
-"""Bytes of a tensor's entry in the header beside its name, at most; padding included."""
+MetadataOf = Callable[[int, Collection[str]], Mapping[str, GGUFValue]]
+"""Key-value pairs of the file of a number (from 0) with those tensors."""
 
 
 @dataclass(frozen=True)
@@ -32,69 +28,94 @@ class ModelLayout:
     Attributes:
         files: at least one, in order.
         outputs: the tensors of each.
+        only: number (from 0) of the one file that is written; None: all are.
     """
 
     files: tuple[FileLayout, ...]
     outputs: tuple[tuple[OutputTensor, ...], ...]
+    only: int | None = None
+
+    @property
+    def written(self) -> Sequence[int]:
+        """Numbers (from 0) of the files that are written."""
+        return range(len(self.files)) if self.only is None else (self.only,)
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files."""
+        """Size of the files that are written."""
+        return sum(self.files[number].total_bytes for number in self.written)
+
+    @property
+    def whole_bytes(self) -> int:
+        """Size of all files, whoever writes them."""
         return sum(file.total_bytes for file in self.files)
 
+    def place_of(self, tensor: str) -> tuple[int, int] | None:
+        """File and position of a tensor that is written; None if it is in another file."""
+        for number in self.written:
+            offset = self.files[number].offsets.get(tensor)
+            if offset is not None:
+                return number, offset
+        return None
+
     def paths(self, out: Path) -> tuple[Path, ...]:
-        """The names of the files: ``out`` itself, or ``out-00001-of-00003.gguf`` and so on."""
+        """The names of what is written: ``out`` itself, or ``out-00001-of-00003.gguf`` and so on."""
         count = len(self.files)
-        if count == 1:
-            return (out,)
-        prefix = out.with_name(out.name.removesuffix(".gguf"))
-        return tuple(shard_path(prefix, number, count) for number in range(count))
+        return (out,) if count == 1 else tuple(shard_of(out, number, count) for number in self.written)
+
+    def headers(self, architecture: str, metadata_of: MetadataOf) -> dict[int, bytes]:
+        """The headers of the files that are written, with other values of the same sizes."""
+        headers = {}
+        for number in self.written:
+            file = _build(architecture, metadata_of, self.outputs, number)
+            if len(file.header) != len(self.files[number].header):
+                grown = f"from {len(self.files[number].header)} to {len(file.header)}"
+                raise AssertionError(f"the header of file {number} grew {grown} bytes")
+            headers[number] = file.header
+        return headers
 
 
 def layout_model(
     architecture: str,
-    metadata: Mapping[str, GGUFValue],
-    outputs: Sequence[OutputTensor],
-    max_shard_bytes: int | None = None,
+    metadata_of: MetadataOf,
+    weights: Iterable[Sequence[OutputTensor]],
+    shards: Shards = WHOLE,
 ) -> ModelLayout:
     """Lay out a model.
 
     Args:
         architecture: ``general.architecture``.
-        metadata: all key-value pairs, in file order.
-        outputs: all tensors, in file order; names are unique.
-        max_shard_bytes: size that no file exceeds, unless one tensor alone does; None: one file.
+        metadata_of: all key-value pairs of a file, in file order.
+        weights: the tensors that each weight becomes, in file order; names are unique.
+        shards: how many files, and which are written.
 
     Raises:
-        OutputError: the system's temporary folder has no room for the header, or there are too many shards.
+        OutputError: the system's temporary folder has no room for the header, there are too many shards, or
+            not the one that is asked for.
     """
-    whole = build_layout(architecture, metadata, outputs)
-    if max_shard_bytes is None or whole.total_bytes <= max_shard_bytes:
-        return ModelLayout((whole,), (tuple(outputs),))
-    groups = _grouped(outputs, len(build_layout(architecture, metadata, ()).header), max_shard_bytes)
-    if len(groups) > _MAX_SHARDS:
-        raise OutputError("--max-shard-size", f"gives {len(groups):,} files", "choose a larger one")
+    weights = [tuple(outputs) for outputs in weights]
+    everything = tuple(output for outputs in weights for output in outputs)
+    whole = _build(architecture, metadata_of, (everything,), 0)
+    groups: Sequence[tuple[OutputTensor, ...]] = (everything,)
+    if shards.count is not None or (shards.most_bytes or whole.total_bytes) < whole.total_bytes:
+        pairs = metadata_of(0, {output.name for output in everything})
+        groups = shard_groups(weights, len(build_layout(architecture, pairs, ()).header), shards)
+    shards.check(len(groups))
+    only = None if shards.only is None or len(groups) == 1 else shards.only[0] - 1
     if len(groups) == 1:
-        return ModelLayout((whole,), (tuple(outputs),))
-    files = []
-    for number, group in enumerate(groups):
-        pairs = _shard_pairs(number, len(groups), len(outputs))
-        files.append(build_layout(architecture, {**metadata, **pairs} if number == 0 else pairs, group))
-    return ModelLayout(tuple(files), tuple(groups))
+        return ModelLayout((whole,), (everything,))
+    numbers = range(len(groups))
+    files = tuple(_build(architecture, metadata_of, groups, number) for number in numbers)
+    return ModelLayout(files, tuple(groups), only)
 
 
-def _grouped(outputs: Sequence[OutputTensor], first_header: int, most: int) -> list[tuple[OutputTensor, ...]]:
-    """Consecutive tensors, as many as fit."""
-    groups: list[list[OutputTensor]] = [[]]
-    size = first_header + 3 * _TENSOR_INFO  # the three keys of a shard
-    for tensor in outputs:
-        room = tensor.nbytes + len(tensor.name.encode()) + 2 * _TENSOR_INFO
-        if groups[-1] and size + room > most:
-            groups.append([])
-            size = 4 * _TENSOR_INFO
-        groups[-1].append(tensor)
-        size += room
-    return [tuple(group) for group in groups]
+def _build(
+    architecture: str, metadata_of: MetadataOf, groups: Sequence[Sequence[OutputTensor]], number: int
+) -> FileLayout:
+    pairs = dict(metadata_of(number, {output.name for output in groups[number]}))
+    if len(groups) > 1:
+        pairs |= _shard_pairs(number, len(groups), sum(map(len, groups)))
+    return build_layout(architecture, pairs, groups[number])
 
 
 def _shard_pairs(number: int, count: int, n_tensors: int) -> dict[str, GGUFValue]:
@@ -103,63 +124,3 @@ def _shard_pairs(number: int, count: int, n_tensors: int) -> dict[str, GGUFValue
         Keys.Split.LLM_KV_SPLIT_COUNT: GGUFValue(count, GGUFValueType.UINT16),
         Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT: GGUFValue(n_tensors, GGUFValueType.INT32),
     }
-
-
-class PartialModel:
-    """The files of a model, written at any positions by any threads, then renamed into place together.
-
-    Use as a context manager: leaving it without :meth:`commit` removes all.
-
-    Args:
-        out: the file; of several the name before the number.
-        layout: where everything lies.
-        force: replace existing files.
-
-    Raises:
-        OutputError: a file exists (without ``force``), its folder is missing or read-only, or the disk is too
-            small for all of them.
-    """
-
-    def __init__(self, out: Path, layout: ModelLayout, *, force: bool = False) -> None:
-        self.paths = layout.paths(out)
-        self._layout = layout
-        self._place = {
-            tensor.name: (number, layout.files[number].offsets[tensor.name])
-            for number, group in enumerate(layout.outputs)
-            for tensor in group
-        }
-        check_target(self.paths[0], layout.total_bytes, force=force)
-        self._open = ExitStack()
-        self._files = []
-        with self._open:
-            for path, file in zip(self.paths, layout.files, strict=True):
-                partial = PartialFile(path, file.total_bytes, force=force)
-                self._files.append(self._open.enter_context(partial))
-            self._open = self._open.pop_all()
-
-    def __enter__(self) -> PartialModel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.close()
-
-    def write(self, tensor: str, position: int, data: bytes | memoryview) -> None:
-        """Write ``position`` bytes into a tensor. Thread-safe. Raises OutputError when the disk refuses."""
-        number, offset = self._place[tensor]
-        self._files[number].write_at(offset + position, data)
-
-    def commit(self, metadata: Mapping[str, GGUFValue], architecture: str) -> None:
-        """Everything is written: the headers with the final metadata, then the names, the first one last."""
-        for number, (file, layout) in enumerate(zip(self._files, self._layout.files, strict=True)):
-            header = layout.header
-            if number == 0:
-                count, n_tensors = len(self._files), sum(map(len, self._layout.outputs))
-                pairs = _shard_pairs(0, count, n_tensors) if count > 1 else {}
-                header = build_layout(architecture, {**metadata, **pairs}, self._layout.outputs[0]).header
-            if len(header) != len(layout.header):
-                raise AssertionError(f"the header grew from {len(layout.header)} to {len(header)} bytes")
-            file.write_at(0, header)
-        for file in reversed(self._files):
-            file.commit()

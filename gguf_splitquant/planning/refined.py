@@ -6,6 +6,7 @@ channels are the salient ones.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,13 +62,16 @@ class RefinedPlan:
 
     def write(self, path: Path, recipe: Recipe) -> None:
         """Write as JSON. Raises OutputError."""
-        document = {
+        write_text(path, json.dumps(self.to_json(recipe), indent=1) + "\n")
+
+    def to_json(self, recipe: Recipe) -> dict[str, Any]:
+        """As JSON: what :func:`plan_of` takes."""
+        return {
             "format": _FORMAT,
             "recipe": json.loads(recipe.to_json()),
             "predicted_kld": self.predicted_kld,
             "weights": {n: [[p.qtype.name, p.width] for p in pieces] for n, pieces in self.pieces.items()},
         }
-        write_text(path, json.dumps(document, indent=1) + "\n")
 
 
 def refinable_tensors(model: SourceModel, recipe: Recipe) -> list[SourceTensor]:
@@ -132,13 +136,30 @@ def read_plan(
     """
     try:
         document = parse_json(read_bytes(path))
+    except (OSError, ValueError) as error:
+        raise RecipeError(path, f"not a plan: {error!r}", "give a file that --plan wrote") from error
+    # whoever edits a plan does not predict anew
+    return dataclasses.replace(plan_of(document, path, model, recipe, statistics), predicted_kld=None)
+
+
+def plan_of(
+    document: Any, path: Path, model: SourceModel, recipe: Recipe, statistics: InputStatistics | None
+) -> RefinedPlan:
+    """What :meth:`RefinedPlan.to_json` made, for the same model; ``path`` is where it was found.
+
+    Raises:
+        RecipeError: not such a document, or it does not fit the model or the layout.
+    """
+    try:
         if document["format"] != _FORMAT:
             raise ValueError(f"format {document['format']!r}")
+        predicted = document.get("predicted_kld")
+        predicted = None if predicted is None else float(predicted)
         weights = {
             str(name): tuple(Piece(GGMLQuantizationType[str(q)], _whole(width)) for q, width in pieces)
             for name, pieces in document["weights"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecipeError(path, f"not a plan: {error!r}", "give a file that --plan wrote") from error
     tensors = {t.name: t for t in refinable_tensors(model, recipe)}
     if weights.keys() != tensors.keys():
@@ -148,7 +169,7 @@ def read_plan(
     for name, pieces in weights.items():
         _check_pieces(path, name, pieces, tensors[name].shape[-1], recipe)
     in_order = {name: weights[name] for name in tensors}
-    return RefinedPlan(in_order, channel_orders(in_order, statistics))
+    return RefinedPlan(in_order, channel_orders(in_order, statistics), predicted)
 
 
 def _whole(width: Any) -> int:

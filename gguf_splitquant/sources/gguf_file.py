@@ -93,6 +93,7 @@ def read_gguf(path: Path, pre_tokenizer: str | None = None, *, allow_requantize:
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
         notes=notes,
         float_file=path if is_float else None,
+        files=header.shards,
     )
 
 

@@ -37,6 +37,7 @@ def read_checkpoint(folder: Path, pre_tokenizer: str | None = None) -> SourceMod
         metadata=metadata,
         tensors=tensors,
         tied_head=all(tensor.name != "output.weight" for tensor in tensors),
+        files=tuple(dict.fromkeys(stored.file.path for stored in checkpoint.tensors.values())),
     )
 
 
