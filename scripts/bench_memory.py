@@ -5,7 +5,7 @@ the top of the tables hold values, the rest is holes that read as zeros. Anonymo
 told apart from pages of mapped files, which the system takes back when it needs them; ``disk`` is the most
 that the output's folder held at any time, as a multiple of the finished file::
 
-    python scripts/bench_memory.py --folder bench --recipes paper plan stock calibrate
+    python scripts/bench_memory.py --folder bench --recipes paper plan stock
 
 ``stock`` and ``calibrate`` are slow, so they convert one layer: memory follows the largest tensor, not the
 number of layers. ``calibrate`` lets llama.cpp run that layer on a short text of the model's own.
