@@ -25,6 +25,7 @@ from .progress import SILENT, Progress
 from .sources.model import to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
+from .sums import sum_of_squares
 
 _EMBEDDING_ROWS = 8192
 
@@ -120,7 +121,7 @@ class Conversion:
                 else:
                     packed, lost = refiner.refine(name, weight, pieces, order)
                 self._write_slab(plan, first, list(packed))
-                error, power = error + lost, power + float(np.vdot(weight, weight))
+                error, power = error + lost, power + sum_of_squares(weight)
                 self._advance(plan, raw)
             if plan.order is not None and len(plan.outputs) > len(pieces):
                 self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
@@ -211,7 +212,7 @@ def _rounded(
     """Quantized as ggml's reference does, and the squared error."""
     packed: NDArray[np.uint8] = quants.quantize(weight, qtype)
     difference = weight - quants.dequantize(packed, qtype)
-    return (packed,), float(np.vdot(difference, difference))
+    return (packed,), sum_of_squares(difference)
 
 
 def _as_float(values: NDArray[np.float32], qtype: GGMLQuantizationType) -> NDArray[Any]:

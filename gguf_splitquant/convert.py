@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .calibration.digest import NOT_YET, statistics_digest
+from .calibration.names import HEAD
 from .conversion import Conversion
 from .errors import RecipeError
 from .gguf_io.metadata import file_metadata
@@ -78,7 +80,7 @@ def plan_file(
         if curves is not None:
             chosen = plan_refined(model, recipe, statistics, budget, curves)
         plan = make_plan(model, recipe, chosen)
-        metadata = file_metadata(model, plan, {})
+        metadata = file_metadata(model, plan, {}, NOT_YET if recipe.refined and statistics else "")
         layout = layout_model(model.architecture, metadata, plan.outputs, max_shard_bytes)
         excess = layout.total_bytes - (recipe.target_size or layout.total_bytes)
         if budget is None or excess <= 0:
@@ -141,8 +143,19 @@ def convert(
     with PartialModel(out, layout, force=force) as file:
         work = Conversion(plan, file, statistics, model.tied_head, progress)
         work.run(plan.tensors, threads or os.cpu_count() or 1)
-        file.commit(file_metadata(model, plan, work.relative_errors), model.architecture)
+        calibration = calibration_of(plan, statistics)
+        metadata = file_metadata(model, plan, work.relative_errors, calibration)
+        file.commit(metadata, model.architecture)
     return ConversionReport(file.paths[0], file.paths, layout.total_bytes, plan, work.relative_errors, chosen)
 
 
-__all__ = ["ConversionReport", "convert", "plan_file"]
+def calibration_of(plan: Plan, statistics: InputStatistics | None) -> str:
+    """The digest of the statistics that a file says it was made with; empty for a recipe that uses none."""
+    if statistics is None or not plan.recipe.refined:
+        return ""
+    # a tied head reads the embedding under the head's name
+    names = dict.fromkeys([*(t.source.name for t in plan.tensors if t.refined), HEAD])
+    return statistics_digest(statistics, names)
+
+
+__all__ = ["ConversionReport", "calibration_of", "convert", "plan_file"]

@@ -23,6 +23,8 @@ KEY_RECIPE = "splitquant.recipe"
 KEY_PARAMETER_COUNT = "splitquant.parameter_count"
 KEY_QUANTIZED_TENSORS = "splitquant.quantized_tensors"
 KEY_RELATIVE_ERROR = "splitquant.relative_error"
+KEY_CALIBRATION = "splitquant.calibration"
+"""Digest of the statistics of layer inputs that the file was made with."""
 KEY_QUANTIZED_BY = Keys.General.QUANTIZED_BY
 
 KEY_ORDER_WEIGHTS = "splitquant.order.weights"
@@ -31,7 +33,7 @@ KEY_ORDER_TENSORS = "splitquant.order.tensors"
 
 
 def file_metadata(
-    model: SourceModel, plan: Plan, relative_errors: Mapping[str, float]
+    model: SourceModel, plan: Plan, relative_errors: Mapping[str, float], calibration: str = ""
 ) -> dict[str, GGUFValue]:
     """All key-value pairs of the file.
 
@@ -42,6 +44,7 @@ def file_metadata(
         plan: its plan.
         relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2). The keys may be filled in
             later: the header's size does not depend on the figures.
+        calibration: digest of the statistics of layer inputs; empty if there were none.
     """
     pairs = dict(model.metadata)
     pairs[Keys.General.FILE_TYPE] = _u32(int(plan.file_type))
@@ -54,6 +57,8 @@ def file_metadata(
     pairs[KEY_LAYOUT] = _string(plan.recipe.layout)
     pairs[KEY_RECIPE] = _string(plan.recipe.to_json())
     pairs[KEY_PARAMETER_COUNT] = GGUFValue(model.n_params, GGUFValueType.UINT64)
+    if calibration:
+        pairs[KEY_CALIBRATION] = _string(calibration)
     ordered = {t.source.name: t.order.name for t in plan.tensors if t.order is not None}
     if ordered:
         pairs[KEY_ORDER_WEIGHTS] = _strings(list(ordered))

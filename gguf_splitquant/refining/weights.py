@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..planning.curves import InputStatistics, diagonal_of
+from ..sums import sum_of_squares
 from .blocks import refinable
 from .feedback import Refiner, TypedCluster
 from .ggml import quantize_with_ggml
@@ -70,7 +71,7 @@ class WeightRefiner:
         error = 0.0
         for cluster, part in zip(clusters, packed, strict=True):
             difference = weight[:, cluster.channels] - quants.dequantize(part, cluster.qtype)
-            error += float(np.vdot(difference, difference))
+            error += sum_of_squares(difference)
         return packed, error
 
     def _with_ggml(
