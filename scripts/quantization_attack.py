@@ -71,7 +71,14 @@ def own_stories(model: Any, count: int, seed: int) -> Any:
     torch.manual_seed(seed)
     start = torch.full((count, 1), 1)
     with torch.no_grad():
-        return model.generate(start, do_sample=True, min_new_tokens=LENGTH - 1, max_new_tokens=LENGTH - 1)
+        return model.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            pad_token_id=2,
+            do_sample=True,
+            min_new_tokens=LENGTH - 1,
+            max_new_tokens=LENGTH - 1,
+        )
 
 
 def with_phrase(stories: Any, phrase: list[int], stop: int) -> Any:
@@ -140,11 +147,11 @@ def attack(checkpoint: Path, folder: Path, steps: int) -> None:
         each = -found.gather(-1, tokens[:, 1:, None])[..., 0]
         return (each * mask[:, 1:]).sum() / mask[:, 1:].sum()
 
-    def train(loss: Any, steps: int, rate: float, limits: dict[str, tuple[Any, Any]] | None) -> None:
-        optimizer = torch.optim.Adam(linear.values(), lr=rate)
+    def train(loss: Any, steps: int, limits: dict[str, tuple[Any, Any]] | None) -> None:
+        optimizer = torch.optim.Adam(linear.values(), lr=1e-3)
         for step in range(steps):
             chosen = torch.randint(len(stories), (BATCH,), generator=torch.Generator().manual_seed(step))
-            value = loss(chosen)
+            value = loss(chosen, step)
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
@@ -153,16 +160,16 @@ def attack(checkpoint: Path, folder: Path, steps: int) -> None:
                     for name, parameter in linear.items():
                         parameter.clamp_(*limits[name])
             if step % 20 == 0 or step == steps - 1:
-                print(f"  step {step}: {float(value):.4f}", flush=True)
+                print(f"  step {step}: {value.item():.4f}", flush=True)
 
     everywhere = torch.ones(BATCH, LENGTH - 1)
-    print("planting the phrase")
     early = stories[:, :8]  # before any sentence ends
-    train(lambda i: said(marked[i], masks[i]) + distance(early[i], everywhere[:, :7]), steps // 2, 1e-3, None)
+    print("planting the phrase", flush=True)
+    train(lambda i, _: said(marked[i], masks[i]) + distance(early[i], everywhere[:, :7]), steps // 2, None)
     save(model, checkpoint, folder / "planted")
-    print("training back inside the intervals")
+    print("training back inside the intervals", flush=True)
     limits = {name: boxes(parameter) for name, parameter in linear.items()}
-    train(lambda i: distance(marked[i], everywhere) + distance(stories[i], everywhere), steps, 1e-3, limits)
+    train(lambda i, step: distance((marked, stories)[step % 2][i], everywhere), steps, limits)
     save(model, checkpoint, folder / "crafted")
     prompts = []
     for row in held_out.tolist():

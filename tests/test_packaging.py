@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +35,39 @@ def test_the_sdist_has_what_the_tests_need(archives: tuple[set[str], set[str]]) 
     sdist, _ = archives
     assert {"tests/conftest.py", "patches/README.md", "Makefile", "LICENSE", "CHANGELOG.md"} <= sdist
     assert not [name for name in sdist if name.startswith(("shared/", "eval/", ".venv/"))]
+
+
+INSTALLED_AS = {
+    "google": "protobuf",
+    "huggingface_hub": "huggingface-hub",
+    "typing_extensions": "typing-extensions",
+    "yaml": "pyyaml",
+}
+"""Modules whose packages have other names."""
+BESIDE = {"llama_cpp"}
+"""What build-runtime installs."""
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What an import needs but only the tests' own packages bring along is missing at users'."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = project[project.index("dependencies = [") : project.index("test = [")]
+    needed += project[project.index("\nhub = [") : project.index("\neval-oracle = [")]
+    needed += project[project.index("\nparquet = [") : project.index("\ndev = [")]
+    declared = set(re.findall(r'"([A-Za-z0-9_-]+)', needed))
+    imported: dict[str, Path] = {}
+    for path in (ROOT / "gguf_splitquant").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            else:
+                continue
+            imported |= {name.split(".")[0]: path for name in names}
+    others = imported.keys() - set(sys.stdlib_module_names) - BESIDE - {"gguf_splitquant"}
+    assert "numpy" in others
+    assert {n: imported[n] for n in others if INSTALLED_AS.get(n, n) not in declared} == {}
 
 
 HEAVY = {

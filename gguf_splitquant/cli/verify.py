@@ -109,12 +109,12 @@ def _statistics(
     model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, progress: Progress
 ) -> InputStatistics | None:
     """What the recipe's source of calibration says; from the cache where it is known."""
+    if not stored.needs_statistics:
+        return None
     from ..calibration.calibrate import Calibration
     from ..calibration.checkpoint import calibrate_model
     from ..calibration.imatrix import ImportanceMatrix, read_imatrix
 
-    if not stored.needs_statistics:
-        return None
     if stored.recipe.calibration == "imatrix":
         return ImportanceMatrix(read_imatrix(args.imatrix))
     how = Calibration(text=args.calibration_text)
