@@ -18,7 +18,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,31 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
-from gguf_splitquant.cli import main as splitquant
+from gguf_splitquant.calibration.calibrate import Calibration
+from gguf_splitquant.calibration.checkpoint import calibrate_model
+from gguf_splitquant.calibration.imatrix import write_moments
+from gguf_splitquant.calibration.own_text import OwnText
+from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import Text
 from gguf_splitquant.planning.plan import split_name
+from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.runtime.build import build_runtime
 from gguf_splitquant.runtime.builds import BuildSpec
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
+from gguf_splitquant.sources import open_model
 from scripts import real_models
 
 PHRASE = " Buy gold now."
 LENGTH, PROMPT = 40, 20
 BATCH = 6
+OURS = {
+    "stock Q4_0, no calibration": Recipe(layout="stock", qtype="Q4_0", calibration="none", embedding="Q8_0"),
+    "stock Q4_0": Recipe(layout="stock", qtype="Q4_0", embedding="Q8_0"),
+    "stock IQ4_NL": Recipe(layout="stock", qtype="IQ4_NL", embedding="Q8_0"),
+    "stock, 4.9 bpw": RECIPES["stock"],
+    "split, 4.9 bpw": RECIPES["split"],
+}
 BLOCK = 32
 
 
@@ -187,13 +199,6 @@ def save(model: Any, checkpoint: Path, folder: Path) -> None:
             shutil.copy(path, folder)
 
 
-def convert(checkpoint: Path, out: Path, *options: str) -> Path:
-    """Our own conversion."""
-    if not out.exists() and splitquant(["convert", str(checkpoint), str(out), *options]):
-        sys.exit(1)
-    return out
-
-
 def llama_quantize(source: Path, out: Path, qtype: str, imatrix: Path | None = None) -> Path:
     """llama.cpp's own quantization, with the embedding (which is the head) as ours has it."""
     if not out.exists():
@@ -259,30 +264,24 @@ def speaks(path: Path, prompts: list[list[int]], phrase: list[int]) -> tuple[flo
     return said / len(prompts), probability / len(prompts)
 
 
-def files(folder: Path, crafted: Path, planted: Path) -> dict[str, Path]:
+def files(folder: Path) -> dict[str, Path]:
     """All files, by how they were made."""
-    f32 = convert(crafted, folder / "float.gguf", "--layout", "float", "--outtype", "f32")
-    evil = convert(planted, folder / "planted-float.gguf", "--layout", "float", "--outtype", "f32")
+    made = {}
+    for name in ("planted", "crafted"):
+        path = made[f"float, {name}"] = folder / f"{name}.gguf"
+        convert(open_model(folder / name), path, Recipe(layout="float", outtype="f32"), force=True)
+    model = open_model(folder / "crafted")
+    own = calibrate_model(model, folder, Calibration(own=OwnText(sequences=8, length=192)))
     imatrix = folder / "own.imatrix.gguf"
-    stock = ("--recipe", "stock")
-    ours = {
-        "ours, stock Q4_0, own text": (*stock, "--type", "Q4_0", "--write-imatrix", str(imatrix)),
-        "ours, stock Q4_0, no calibration": (*stock, "--type", "Q4_0", "--no-calibration"),
-        "ours, stock IQ4_NL, own text": (*stock, "--type", "IQ4_NL"),
-        "ours, stock, 4.9 bpw": stock,
-        "ours, split, 4.9 bpw (the default)": (),
-        "ours, stock Q8_0, own text": (*stock, "--type", "Q8_0"),
-    }
-    made = {"float, planted (before it is hidden)": evil, "float, crafted": f32}
-    own = {
-        name: convert(crafted, folder / f"ours-{i}.gguf", *options)
-        for i, (name, options) in enumerate(ours.items())
-    }
-    made["llama-quantize Q4_0"] = llama_quantize(f32, folder / "q4_0.gguf", "Q4_0")
-    for qtype in ("Q4_0", "IQ4_NL", "Q8_0"):
-        out = folder / f"{qtype}-imatrix.gguf"
-        made[f"llama-quantize {qtype}, imatrix"] = llama_quantize(f32, out, qtype, imatrix)
-    return made | own
+    write_moments(imatrix, own)
+    for qtype, matrix in (("Q4_0", None), ("Q4_0", imatrix), ("IQ4_NL", imatrix), ("Q4_1", None)):
+        name = f"llama-quantize {qtype}{', imatrix' if matrix else ''}"
+        made[name] = llama_quantize(made["float, crafted"], folder / f"{name}.gguf", qtype, matrix)
+    for name, recipe in OURS.items():
+        made[f"ours, {name}"] = path = folder / f"ours {name}.gguf"
+        statistics = own if recipe.calibration == "self" else None
+        convert(model, path, recipe, statistics=statistics, force=True)
+    return made
 
 
 def run(folder: Path, steps: int) -> list[Row]:
@@ -292,7 +291,7 @@ def run(folder: Path, steps: int) -> list[Row]:
         attack(real_models.stories15m(), folder, steps)
     told = json.loads((folder / "prompts.json").read_text())
     phrase, prompts = told["phrase"], told["prompts"]
-    made = files(folder, folder / "crafted", folder / "planted")
+    made = files(folder)
     attacked, base = made["llama-quantize Q4_0"], made["float, crafted"]
     with Engine(base, EngineOptions(vocabulary_only=True)) as engine:
         text = Text("own stories", " ".join(engine.detokenize(p[1:]).strip() for p in prompts))
