@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-harness test-asan test-kill fuzz lint clean
+.PHONY: demo test test-harness test-asan test-kill fuzz coverage package lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/gguf-splitquant build-runtime
@@ -17,6 +17,16 @@ test: $(VENV)/installed-test
 	$(BIN)/gguf-splitquant build-runtime
 	$(BIN)/gguf-splitquant build-runtime --stock --with-tools
 	$(BIN)/python -m pytest
+
+# lines and branches that no test runs, listed; also as pages in coverage/
+coverage: $(VENV)/installed-test
+	$(BIN)/gguf-splitquant build-runtime
+	$(BIN)/gguf-splitquant build-runtime --stock --with-tools
+	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-report=html:coverage
+
+# wheel and sdist; the wheel in an environment of its own
+package: $(VENV)/installed-test
+	PYTHONPATH=. $(BIN)/python scripts/check_package.py build/package
 
 # ARC against lm-evaluation-harness: a gigabyte of packages and a quarter of an hour
 test-harness: $(VENV)/installed-test
@@ -60,4 +70,4 @@ $(VENV)/installed-lint: $(VENV)/created pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) build dist demo coverage

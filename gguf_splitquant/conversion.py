@@ -27,6 +27,7 @@ from .progress import SILENT, Progress
 from .sources.model import to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
+from .sums import sum_of_squares
 from .working_set import WorkingSet, has_matrix
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Conversion:
         power: list[float],
     ) -> None:
         """Quantize and write some rows; append sums of squares, of errors and of weights."""
-        from .refining.weights import ERROR_ROWS, sum_of_squares
+        from .refining.weights import ERROR_ROWS
 
         pieces, order = _clusters(plan)
         weight = to_float32(raw, plan.source.dtype)

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .calibration.digest import NOT_YET, statistics_digest
+from .calibration.names import HEAD
 from .conversion import Conversion
 from .errors import RecipeError
 from .gguf_io.journal import Journal, check_not_interrupted
@@ -91,7 +93,9 @@ def plan_file(
             chosen = plan_refined(model, recipe, statistics, budget, curves)
         plan = make_plan(model, recipe, chosen)
         weights = [t.outputs for t in plan.tensors]
-        layout = layout_model(model.architecture, partial(file_metadata, model, plan, {}), weights, shards)
+        calibration = NOT_YET if recipe.refined and statistics else ""
+        metadata = partial(file_metadata, model, plan, {}, calibration)
+        layout = layout_model(model.architecture, metadata, weights, shards)
         excess = layout.whole_bytes - (recipe.target_size or layout.whole_bytes)
         if budget is None or excess <= 0:
             return plan, layout, chosen
@@ -217,7 +221,9 @@ def convert(
             if t.source.name not in complete and any(layout.place_of(o.name) for o in t.outputs)
         ]
         work.run(missing, threads or os.cpu_count() or 1, memory_limit)
-        file.commit(model.architecture, partial(file_metadata, model, plan, work.relative_errors))
+        calibration = calibration_of(plan, statistics)
+        metadata = partial(file_metadata, model, plan, work.relative_errors, calibration)
+        file.commit(model.architecture, metadata)
     return ConversionReport(
         file.paths[0],
         file.paths,
@@ -227,6 +233,15 @@ def convert(
         chosen,
         _rare_experts(plan, statistics),
     )
+
+
+def calibration_of(plan: Plan, statistics: InputStatistics | None) -> str:
+    """The digest of the statistics that a file says it was made with; empty for a recipe that uses none."""
+    if statistics is None or not plan.recipe.refined:
+        return ""
+    # a tied head reads the embedding under the head's name
+    names = dict.fromkeys([*(t.source.name for t in plan.tensors if t.refined), HEAD])
+    return statistics_digest(statistics, names)
 
 
 def _rare_experts(plan: Plan, statistics: InputStatistics | None) -> dict[str, tuple[int, ...]]:
@@ -250,4 +265,4 @@ def _open_journal(target: Path, resume: bool, head: Mapping[str, Any]) -> Journa
     return journal
 
 
-__all__ = ["ConversionReport", "check_memory", "convert", "expected_bytes", "plan_file"]
+__all__ = ["ConversionReport", "calibration_of", "check_memory", "convert", "expected_bytes", "plan_file"]

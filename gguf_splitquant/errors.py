@@ -94,3 +94,7 @@ class EngineError(SplitQuantError):
 
 class EvaluationError(SplitQuantError):
     """Models, texts or data sets that cannot be compared."""
+
+
+class VerificationError(SplitQuantError):
+    """A file that cannot be compared with its source: what it was made from, or how, is not known."""

@@ -1,8 +1,9 @@
 """The command line: a thin skin over the library's verbs.
 
 Each verb is a module with ``add_arguments`` and ``run``, imported only when it is called, so that ``--help``
-and a typing error answer at once. Exit codes: 0 done, 1 a limit was passed (``compare``), 2 the input,
-disk or environment is at fault (one line says what and what to do), 130 interrupted, 143 terminated.
+and a typing error answer at once. Exit codes: 0 done, 1 a limit was passed (``compare``) or something
+differs (``verify``), 2 the input, disk or environment is at fault (one line says what and what to do), 130
+interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _VERBS = {
     "eval": "evaluate GGUF files: ARC, KLD, perplexity, speed",
     "chat": "talk with a GGUF file, in the model's own template",
     "inspect": "show what is in a GGUF file",
+    "verify": "make tensors of a GGUF file again from their source, and compare",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..evaluation.behaviour import Behaviour, Place
     from ..evaluation.compare import Comparison, FileSize
 
 
@@ -26,6 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="Y",
         help="exit with 1 if any two logits differ by more than Y",
+    )
+    parser.add_argument(
+        "--max-flips",
+        type=float,
+        metavar="SHARE",
+        help="exit with 1 if more of all tokens (0 to 1) have both models sure, and of different tokens",
+    )
+    parser.add_argument(
+        "--max-token-kld", type=float, metavar="Z", help="exit with 1 if the KLD of any token is above Z"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--limit-tokens", type=int, metavar="N", help="read only N tokens of the text")
@@ -59,10 +69,13 @@ def check_positive(args: argparse.Namespace, *names: str) -> None:
             raise EvaluationError(f"--{name.replace('_', '-')}", f"{value} is less than one", "use 1 or more")
 
 
+_LIMITS = ("max_kld", "max_logit_diff", "max_flips", "max_token_kld")
+
+
 def _check_limits(args: argparse.Namespace) -> None:
     from ..errors import EvaluationError
 
-    for name in ("max_kld", "max_logit_diff"):
+    for name in _LIMITS:
         value = getattr(args, name)
         if value is not None and not 0 <= value < math.inf:
             raise EvaluationError(f"--{name.replace('_', '-')}", f"{value} is not a limit", "use 0 or more")
@@ -87,11 +100,13 @@ def run(args: argparse.Namespace) -> int:
         flash_attention=flash_attention(args),
         progress=ProgressBar(),
     )
-    passed = violations(comparison, max_kld=args.max_kld, max_logit_diff=args.max_logit_diff)
+    passed = violations(comparison, **{name: getattr(args, name) for name in _LIMITS})
     if args.json:
         print(json.dumps({**comparison.to_json(), "violations": list(passed)}, indent=2))
     else:
         print(render(comparison))
+    if comparison.behaviour.flips:
+        print(f"warning: {changed_behaviour(comparison.behaviour)}", file=sys.stderr)
     for sentence in passed:
         print(f"limit passed: {sentence}", file=sys.stderr)
     return 1 if passed else 0
@@ -118,10 +133,27 @@ def render(comparison: Comparison) -> str:
         _row("top-1 agreement", f"{100 * figures.top1:.2f} %", ""),
         _row("perplexity ratio", f"{figures.ppl_ratio:.5f}", f"± {figures.ppl_ratio_error:.5f}"),
         _row("logit difference, max / RMS", f"{figures.logit_max:.6f}", f"{figures.logit_rms:.6f}"),
+        _row("sure of another token", f"{comparison.behaviour.flips:,}", f"of {comparison.behaviour.sure:,}"),
     ]
+    if comparison.behaviour.worst:
+        lines += ["", f"largest KLD, {_shown(comparison.behaviour.worst)}"]
     if figures.non_finite:
         lines.append(_row("positions with NaN or infinity", f"{figures.non_finite:,}", "left out above"))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def changed_behaviour(behaviour: Behaviour) -> str:
+    """One sentence about choices that changed although both models are sure."""
+    place = f"; {_shown(behaviour.worst_flip)}" if behaviour.worst_flip else ""
+    many = "positions" if behaviour.flips > 1 else "position"
+    return f"behaviour changed at {behaviour.flips:,} {many} where both models are sure{place}"
+
+
+def _shown(place: Place) -> str:
+    """A place of the text with both choices; no control character gets to the terminal."""
+    base, quant = (f"{c.token!a} ({c.probability:.2f})" for c in (place.base, place.quant))
+    where = f"chunk {place.chunk}, token {place.position}"
+    return f"{place.kld:.3f} at {where}, after {place.context[-60:]!a}: baseline {base}, quantized {quant}"
 
 
 def _bpw(size: FileSize) -> str:

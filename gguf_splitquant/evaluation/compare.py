@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import EvaluationError
 from ..progress import SILENT, Progress
 from ..runtime.engine import Engine, EngineOptions, KVType
+from .behaviour import Behaviour, BehaviourWatch
 from .contents import Contents, read_contents
 from .divergence import Divergence, TokenScores, score, summarize
 from .text import Chunks, Text, choose_context, cut
@@ -46,6 +47,7 @@ class Comparison:
         context: tokens per chunk; the second half of each was scored.
         chunks: chunks read.
         divergence: the figures.
+        behaviour: where the file behaves unlike its baseline.
     """
 
     base: FileSize
@@ -54,6 +56,7 @@ class Comparison:
     context: int
     chunks: int
     divergence: Divergence
+    behaviour: Behaviour
 
     def to_json(self) -> dict[str, Any]:
         """All fields, nested as they are."""
@@ -96,7 +99,9 @@ def compare(
         quant = stack.enter_context(Engine(quant_path, options))
         check_vocabularies(base, quant)
         chunks = cut(base, text, context, limit_tokens)
-        scores = _score_text(base, quant, chunks, progress)
+        watch = BehaviourWatch()
+        scores = _score_text(base, quant, chunks, watch, progress)
+        behaviour = watch.summary(chunks.tokens, base.detokenize)
     return Comparison(
         base=FileSize.of(models[0]),
         quant=FileSize.of(models[1]),
@@ -104,6 +109,7 @@ def compare(
         context=context,
         chunks=len(chunks.tokens),
         divergence=summarize(scores),
+        behaviour=behaviour,
     )
 
 
@@ -117,7 +123,9 @@ def check_vocabularies(base: Engine, other: Engine) -> None:
         raise EvaluationError(other.path, f"has other tokens than {base.path}", fix)
 
 
-def _score_text(base: Engine, quant: Engine, chunks: Chunks, progress: Progress) -> TokenScores:
+def _score_text(
+    base: Engine, quant: Engine, chunks: Chunks, watch: BehaviourWatch, progress: Progress
+) -> TokenScores:
     parts: list[TokenScores] = []
     progress.start("comparing", len(chunks.tokens) * chunks.scored_per_chunk, "token")
     for chunk, inputs in enumerate(chunks.inputs):
@@ -127,13 +135,19 @@ def _score_text(base: Engine, quant: Engine, chunks: Chunks, progress: Progress)
         for left, right in zip(*streams, strict=True):
             follows = targets[left.start + 1 : left.start + 1 + len(left.logits)]
             parts.append(score(left.logits, right.logits, follows))
+            watch.see(left.logits, right.logits, parts[-1], chunk, left.start)
             progress.advance(len(follows))
     progress.finish()
     return TokenScores.concatenate(parts)
 
 
 def violations(
-    comparison: Comparison, *, max_kld: float | None, max_logit_diff: float | None
+    comparison: Comparison,
+    *,
+    max_kld: float | None = None,
+    max_logit_diff: float | None = None,
+    max_flips: float | None = None,
+    max_token_kld: float | None = None,
 ) -> Sequence[str]:
     """The limits that a comparison passes, one sentence each; empty if it is within all.
 
@@ -145,6 +159,15 @@ def violations(
         found.append(f"mean KLD {figures.kld_mean:.6g} is above {max_kld:g}")
     if max_logit_diff is not None and not figures.logit_max <= max_logit_diff:
         found.append(f"largest logit difference {figures.logit_max:.6g} is above {max_logit_diff:g}")
-    if figures.non_finite and (max_kld is not None or max_logit_diff is not None):
+    behaviour = comparison.behaviour
+    if max_flips is not None and behaviour.flip_rate > max_flips:
+        found.append(
+            f"{behaviour.flip_rate:.6g} of all choices changed from sure to sure of another, "
+            f"above {max_flips:g}"
+        )
+    if max_token_kld is not None and not figures.kld_max <= max_token_kld:
+        found.append(f"largest KLD of a token {figures.kld_max:.6g} is above {max_token_kld:g}")
+    limits = (max_kld, max_logit_diff, max_flips, max_token_kld)
+    if figures.non_finite and any(limit is not None for limit in limits):
         found.append(f"{figures.non_finite} positions have NaN or infinite logits")
     return found

@@ -23,6 +23,8 @@ KEY_RECIPE = "splitquant.recipe"
 KEY_PARAMETER_COUNT = "splitquant.parameter_count"
 KEY_QUANTIZED_TENSORS = "splitquant.quantized_tensors"
 KEY_RELATIVE_ERROR = "splitquant.relative_error"
+KEY_CALIBRATION = "splitquant.calibration"
+"""Digest of the statistics of layer inputs that the file was made with."""
 KEY_QUANTIZED_BY = Keys.General.QUANTIZED_BY
 
 KEY_ORDER_WEIGHTS = "splitquant.order.weights"
@@ -34,6 +36,7 @@ def file_metadata(
     model: SourceModel,
     plan: Plan,
     relative_errors: Mapping[str, float],
+    calibration: str = "",
     number: int = 0,
     tensors: Collection[str] | None = None,
 ) -> dict[str, GGUFValue]:
@@ -48,10 +51,11 @@ def file_metadata(
         plan: its plan.
         relative_errors: per quantized weight, sum((w - decoded)**2) / sum(w**2). The keys may be filled in
             later: the header's size does not depend on the figures.
+        calibration: digest of the statistics of layer inputs; empty if there were none.
         number: of the file, from 0.
         tensors: the output tensors in it; None: all.
     """
-    pairs = _model_metadata(model, plan) if number == 0 else {}
+    pairs = _model_metadata(model, plan, calibration) if number == 0 else {}
     if plan.recipe.layout == "float":
         return pairs
     # a weight whose sub-layers lie in two files is one of the first of them
@@ -67,7 +71,7 @@ def file_metadata(
     return pairs
 
 
-def _model_metadata(model: SourceModel, plan: Plan) -> dict[str, GGUFValue]:
+def _model_metadata(model: SourceModel, plan: Plan, calibration: str) -> dict[str, GGUFValue]:
     pairs = dict(model.metadata)
     pairs[Keys.General.FILE_TYPE] = _u32(int(plan.file_type))
     pairs[Keys.General.QUANTIZATION_VERSION] = _u32(GGML_QUANT_VERSION)
@@ -78,6 +82,8 @@ def _model_metadata(model: SourceModel, plan: Plan) -> dict[str, GGUFValue]:
     pairs[KEY_LAYOUT] = _string(plan.recipe.layout)
     pairs[KEY_RECIPE] = _string(plan.recipe.to_json())
     pairs[KEY_PARAMETER_COUNT] = GGUFValue(model.n_params, GGUFValueType.UINT64)
+    if calibration:
+        pairs[KEY_CALIBRATION] = _string(calibration)
     ordered = {t.source.name: t.order.name for t in plan.tensors if t.order is not None}
     if ordered:
         pairs[KEY_ORDER_WEIGHTS] = _strings(list(ordered))

@@ -16,6 +16,7 @@ from ..recipe import Granularity
 from ..sources.model import FloatType, to_float32
 from ..splitting.histogram import ValueHistogram
 from ..splitting.values import ValueSplit
+from ..sums import sum_of_squares
 from .encodings import LinearEncoding
 from .linear import LinearGrid, decode, fit_grid, quantize
 
@@ -127,4 +128,4 @@ def _squared_difference(values: _F32, codes: NDArray[Any], grid: LinearGrid) -> 
     else:
         groups = (values.shape[0], grid.scale.shape[1], -1)
         difference = values.reshape(groups) - decode(codes.reshape(groups), grid[..., np.newaxis])
-    return float(np.vdot(difference, difference))
+    return sum_of_squares(difference)

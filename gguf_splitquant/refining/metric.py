@@ -155,7 +155,9 @@ def typical_salience(salience: NDArray[Any]) -> float:
     largest = float(salience.max(initial=0.0))
     if largest == 0:
         return 1.0  # an input that is always zero: every column counts the same
-    return float(np.exp(np.log(np.maximum(salience.astype(np.float64), 1e-9 * largest)).mean()))
+    logs = np.log(np.maximum(salience.astype(np.float64), 1e-9 * largest))
+    # the last bits of exp and log differ between processors
+    return float(np.float32(np.exp(logs.mean())))
 
 
 def _salience(moments: NDArray[Any]) -> F64:

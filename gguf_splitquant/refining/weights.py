@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..planning.curves import InputStatistics, diagonal_of
+from ..sums import sum_of_squares
 from .blocks import refinable
 from .feedback import Refiner, TypedCluster
 from .ggml import quantize_with_ggml
@@ -172,8 +173,3 @@ def _clusters(
     order = np.arange(columns) if order is None else order
     edges = np.cumsum([0, *(width for _, width in pieces)])
     return [TypedCluster(qtype, order[edges[i] : edges[i + 1]]) for i, (qtype, _) in enumerate(pieces)]
-
-
-def sum_of_squares(values: NDArray[np.float32]) -> float:
-    """Of a matrix; in double precision, and not by BLAS: its sums depend on its threads."""
-    return float(np.einsum("ij,ij->", values, values, dtype=np.float64))

@@ -25,7 +25,7 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("verb", ["convert", "build-runtime", "compare", "eval", "chat", "inspect"])
+@pytest.mark.parametrize("verb", ["convert", "build-runtime", "compare", "eval", "chat", "inspect", "verify"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])

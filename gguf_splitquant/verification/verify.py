@@ -1,0 +1,283 @@
+"""Make tensors of a file again from their source, and compare every byte.
+
+The file says what is needed: the recipe, each weight's types and widths, and a digest of the statistics. So
+nothing is planned again; only the weights that are looked at are read and quantized.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFValue
+
+from .. import __version__
+from ..conversion import Conversion
+from ..convert import calibration_of, plan_file
+from ..errors import VerificationError
+from ..gguf_io.header import GGUFHeader, TensorEntry
+from ..gguf_io.layout import build_layout
+from ..gguf_io.metadata import KEY_QUANTIZED_BY, KEY_QUANTIZED_TENSORS, KEY_RELATIVE_ERROR, file_metadata
+from ..gguf_io.pairs import read_pairs
+from ..planning.curves import InputStatistics
+from ..planning.plan import OutputTensor, TensorPlan, make_plan
+from ..progress import SILENT, Progress
+from ..sources.model import SourceModel
+from ..sources.reading import PositionedFile
+from .stored import StoredRecipe
+
+_NUMBER = re.compile(r"\d+")
+_OF_SHARDS = "split."
+_OF_THE_HUB = "general.source."
+_ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as the recipe makes it.
+
+    Attributes:
+        subject: a tensor, ``metadata KEY``, or a file.
+        cause: how it differs.
+    """
+
+    subject: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.cause}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        checked: weights that were made again, under their standard names.
+        of: how many the model has.
+        compared_bytes: bytes of tensors that were compared.
+        differences: empty if all that was looked at is right.
+        notes: what a reader should know, as sentences.
+    """
+
+    checked: tuple[str, ...]
+    of: int
+    compared_bytes: int
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def matches(self) -> bool:
+        """Nothing differs."""
+        return not self.differences
+
+
+def verify(
+    stored: StoredRecipe,
+    model: SourceModel,
+    *,
+    statistics: InputStatistics | None = None,
+    tensors: int | None = 0,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Verification:
+    """Compare a file with what its recipe makes of ``model``.
+
+    Metadata, the list of tensors and the channel orders are compared as a whole; of the weights a sample.
+
+    Args:
+        stored: the file (:func:`.stored.read_recipe`).
+        model: the source that it is said to be made from.
+        statistics: of layer inputs, where the recipe uses any.
+        tensors: so many weights at least, one of every kind of layer always among them; None: all of them,
+            and the plan too.
+        seed: of the sample.
+        threads: None is all cores.
+        progress: told of every slab.
+
+    Raises:
+        VerificationError: the statistics are missing, or others than those of the file.
+        CheckpointError: the source cannot be read.
+    """
+    path = stored.header.path
+    notes = _version_note(stored)
+    if stored.calibration and statistics is None:
+        raise VerificationError(path, "was made with statistics of layer inputs", "give the same ones")
+    refined = stored.refined_plan(model, statistics)
+    plan = make_plan(model, stored.recipe, refined)
+    calibration = calibration_of(plan, statistics)
+    if stored.calibration and calibration != stored.calibration:
+        raise VerificationError(
+            path,
+            f"was made with other statistics of layer inputs ({stored.calibration[:19]}...) "
+            f"than those at hand ({calibration[:19]}...)",
+            "give the same ones, or verify with the version and on the kind of processor that made it",
+        )
+    if calibration and not stored.calibration:
+        notes.append("the file does not record its statistics: if they were others, weights differ")
+    several = len(stored.header.shards) > 1
+    first = {entry.name for entry in stored.header.tensors if entry.file == path} if several else None
+    metadata = file_metadata(model, plan, {}, stored.calibration, 0, first)
+    differences = [*_list_differences(plan.outputs, stored.header.tensors), *_size_differences(stored)]
+    differences += _metadata_differences(model.architecture, metadata, stored.pairs, notes)
+    chosen = _sample(plan.tensors, tensors, seed)
+    if tensors is None and stored.recipe.refined and not stored.recipe.qtype:
+        _, _, planned = plan_file(model, stored.recipe, statistics=statistics, progress=progress)
+        if planned is not None and refined is not None and dict(planned.pieces) != dict(refined.pieces):
+            notes.append(
+                "the types are not those that this version plans: "
+                "they come from a plan file, or from another version"
+            )
+    sink = _Comparing(stored)
+    for item in plan.tensors:
+        if item.order is not None and len(item.outputs) > len(item.sub_layers):
+            sink.write(item.order.name, 0, item.order.channels.astype("<i4").data)
+    wrong = {d.subject for d in differences}
+    whole = [t for t in chosen if not any(o.name in wrong for o in t.outputs)]
+    work = Conversion(plan, sink, statistics, model.tied_head, progress)
+    work.run(whole, threads or os.cpu_count() or 1)
+    differences += sink.differences()
+    differences += _error_differences(work.relative_errors, stored.header)
+    checked = tuple(t.source.name for t in whole)
+    return Verification(checked, len(plan.tensors), sink.compared, tuple(differences), tuple(notes))
+
+
+class _Comparing:
+    """A sink that compares with the file what would be written."""
+
+    def __init__(self, stored: StoredRecipe) -> None:
+        self._entries = stored.entries
+        self._files = {path: PositionedFile(path) for path in stored.header.shards}
+        self._wrong: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.compared = 0
+
+    def write(self, tensor: str, position: int, data: bytes | memoryview) -> None:
+        """Compare ``data`` with byte ``position`` and on of the file's ``tensor``."""
+        entry = self._entries.get(tensor)
+        wanted = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+        if entry is None or position + len(wanted) > entry.nbytes:
+            return  # the list of tensors says so already
+        found = np.empty(len(wanted), np.uint8)
+        self._files[entry.file].read_into(found.data, entry.offset + position)
+        wrong = int(np.count_nonzero(found != wanted))
+        with self._lock:
+            self.compared += len(wanted)
+            if wrong:
+                self._wrong[tensor] = self._wrong.get(tensor, 0) + wrong
+
+    def differences(self) -> list[Difference]:
+        """The tensors that differ, in file order."""
+        return [
+            Difference(name, f"{self._wrong[name]:,} of {entry.nbytes:,} bytes differ")
+            for name, entry in self._entries.items()
+            if name in self._wrong
+        ]
+
+
+def _sample(plans: Sequence[TensorPlan], count: int | None, seed: int) -> list[TensorPlan]:
+    """One of every kind of layer and type, then others up to ``count``; in file order."""
+    if count is None:
+        return list(plans)
+    generator = random.Random(seed)
+    shuffled = list(plans)
+    generator.shuffle(shuffled)
+    kinds: dict[tuple[str, ...], TensorPlan] = {}
+    for plan in shuffled:
+        kind = (_NUMBER.sub("N", plan.source.name), *(o.qtype.name for o in plan.outputs))
+        kinds.setdefault(kind, plan)
+    chosen = {plan.source.name for plan in kinds.values()}
+    others = (plan.source.name for plan in shuffled if plan.source.name not in chosen)
+    chosen.update(name for name, _ in zip(others, range(count - len(chosen)), strict=False))
+    return [plan for plan in plans if plan.source.name in chosen]
+
+
+def _list_differences(wanted: Sequence[OutputTensor], found: Sequence[TensorEntry]) -> list[Difference]:
+    """Tensors that are missing, too many, of another type or shape, or in another order."""
+    entries = {entry.name: entry for entry in found}
+    outputs = {output.name: output for output in wanted}
+    differences = [Difference(name, "is not in the file") for name in outputs if name not in entries]
+    differences += [Difference(name, "is in the file only") for name in entries if name not in outputs]
+    for name, output in outputs.items():
+        entry = entries.get(name)
+        if entry is not None and (entry.qtype, entry.shape) != (output.qtype, output.shape):
+            right = f"{output.qtype.name} {list(output.shape)}"
+            differences.append(
+                Difference(name, f"is {entry.qtype.name} {list(entry.shape)} in the file, not {right}")
+            )
+    if not differences and list(entries) != list(outputs):
+        name = next(n for n, m in zip(entries, outputs, strict=True) if n != m)
+        differences.append(Difference(name, "stands at another place in the list of tensors"))
+    return differences
+
+
+def _size_differences(stored: StoredRecipe) -> list[Difference]:
+    """Files that go on behind their last tensor."""
+    ends: dict[Path, int] = {}
+    for entry in stored.header.tensors:
+        ends[entry.file] = max(ends.get(entry.file, 0), entry.offset + entry.nbytes)
+    found = []
+    for path, end in ends.items():
+        extra = path.stat().st_size - -(-end // _ALIGNMENT) * _ALIGNMENT
+        if extra > 0:
+            found.append(Difference(path.name, f"has {extra:,} bytes behind its last tensor"))
+    return found
+
+
+def _metadata_differences(
+    architecture: str,
+    metadata: Mapping[str, GGUFValue],
+    pairs: Mapping[str, GGUFValue],
+    notes: list[str],
+) -> list[Difference]:
+    """Keys that are missing, too many, or have another value. Errors of weights are compared elsewhere."""
+    # written and read again: numbers are then what their type makes of them
+    with tempfile.TemporaryDirectory(prefix="gguf-splitquant-") as folder:
+        path = Path(folder) / "header.gguf"
+        path.write_bytes(build_layout(architecture, metadata, ()).header)
+        wanted = read_pairs(path)
+    found = {key: value for key, value in pairs.items() if not key.startswith(_OF_SHARDS)}
+    differences = []
+    for key in dict.fromkeys([*wanted, *found]):
+        if key in (KEY_QUANTIZED_BY, KEY_RELATIVE_ERROR):
+            continue
+        if key not in wanted and key.startswith(_OF_THE_HUB):
+            notes.append(f"{key} is {found[key].value!r}, which the source does not say: not verified")
+        elif key not in wanted:
+            differences.append(Difference(f"metadata {key}", "is in the file only"))
+        elif key not in found:
+            differences.append(Difference(f"metadata {key}", "is not in the file"))
+        elif wanted[key] != found[key]:
+            shown = (str(pair[key].value)[:60] for pair in (found, wanted))
+            differences.append(Difference(f"metadata {key}", "is {!r} in the file, not {!r}".format(*shown)))
+    return differences
+
+
+def _error_differences(errors: Mapping[str, float], header: GGUFHeader) -> list[Difference]:
+    """Recorded errors of the weights that were made again: each file has those of its own weights."""
+    recorded: dict[str, float] = {}
+    for metadata in (header.metadata, *header.further_metadata):
+        names, figures = (metadata.get(key, ()) for key in (KEY_QUANTIZED_TENSORS, KEY_RELATIVE_ERROR))
+        if len(names) != len(figures):
+            return [Difference(f"metadata {KEY_RELATIVE_ERROR}", "does not have one figure for each weight")]
+        recorded |= {name: float(figure) for name, figure in zip(names, figures, strict=True)}
+    return [
+        Difference(f"metadata {KEY_RELATIVE_ERROR}", f"is {recorded[name]:.6g} for {name}, not {error:.6g}")
+        for name, error in errors.items()
+        if name in recorded and np.float32(recorded[name]) != np.float32(error)
+    ]
+
+
+def _version_note(stored: StoredRecipe) -> list[str]:
+    mine = f"gguf-splitquant {__version__}"
+    if stored.made_by and stored.made_by != mine:
+        return [f"made by {stored.made_by}, verified with {mine}: what differs may be the version"]
+    return []
