@@ -7,21 +7,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-harness test-asan test-kill fuzz coverage package lint clean
+.PHONY: demo runtimes test test-harness test-asan test-kill fuzz coverage package lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/gguf-splitquant build-runtime
 	$(BIN)/python scripts/demo.py demo
 
-test: $(VENV)/installed-test
+runtimes: $(VENV)/installed-test
 	$(BIN)/gguf-splitquant build-runtime
 	$(BIN)/gguf-splitquant build-runtime --stock --with-tools
+
+test: runtimes
 	$(BIN)/python -m pytest
 
 # lines and branches that no test runs, listed; also as pages in coverage/
-coverage: $(VENV)/installed-test
-	$(BIN)/gguf-splitquant build-runtime
-	$(BIN)/gguf-splitquant build-runtime --stock --with-tools
+coverage: runtimes
 	$(BIN)/python -m pytest --cov --cov-report=term-missing --cov-report=html:coverage
 
 # wheel and sdist; the wheel in an environment of its own
@@ -29,12 +29,12 @@ package: $(VENV)/installed-test
 	PYTHONPATH=. $(BIN)/python scripts/check_package.py build/package
 
 # ARC against lm-evaluation-harness: a gigabyte of packages and a quarter of an hour
-test-harness: $(VENV)/installed-test
-	$(BIN)/pip install --quiet '.[eval-oracle]'
+test-harness: runtimes
+	$(BIN)/pip install --quiet --editable '.[eval-oracle]'
 	$(BIN)/python -m pytest tests/evaluation/test_arc_harness.py
 
 # hostile split files through a llama.cpp that watches its own memory: some minutes to build, then seconds
-test-asan: $(VENV)/installed-test
+test-asan: runtimes
 	$(BIN)/gguf-splitquant build-runtime --sanitized
 	$(BIN)/python -m pytest tests/attacks/test_sanitized.py
 
@@ -45,7 +45,7 @@ fuzz: $(VENV)/installed-test
 	$(BIN)/python -m tests.fuzz.fuzz --seconds $(FUZZ_SECONDS)
 
 # conversions that die by kill -9, a few hundred times
-test-kill: $(VENV)/installed-test
+test-kill: runtimes
 	KILLS=$${KILLS:-400} $(BIN)/python -m pytest -s tests/test_resume.py -k "killed"
 
 lint: $(VENV)/installed-lint

@@ -26,6 +26,7 @@ from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import GGUFError, SplitQuantError
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
+from gguf_splitquant.gguf_io.sharding import WHOLE
 from gguf_splitquant.planning.curves import weight_curves
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.refining.weights import WeightRefiner
@@ -302,7 +303,7 @@ def test_the_report_names_the_rare_experts(
     counts = np.array(moments.uses[moments.sharing[GATE]])
     assert report.rare_experts.get(GATE, ()) == tuple(np.flatnonzero(counts < PRIOR * 288))
     assert report.rare_experts[DOWN] == tuple(np.flatnonzero(counts < PRIOR * 768))
-    print_summary(report, 1.0, "mixture")
+    print_summary(report, WHOLE, 1.0, "mixture")
     count = sum(map(len, report.rare_experts.values()))
     assert f"{count} of {EXPERTS * 18} expert weights: too few tokens" in capsys.readouterr().out
     # what is not refined used no statistics

@@ -23,6 +23,7 @@ from gguf_splitquant.gguf_io.header import read_header
 from gguf_splitquant.gguf_io.layout import build_layout
 from gguf_splitquant.gguf_io.metadata import KEY_CALIBRATION
 from gguf_splitquant.gguf_io.pairs import read_pairs
+from gguf_splitquant.gguf_io.sharding import Shards
 from gguf_splitquant.planning.plan import OutputTensor
 from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.sources import open_model
@@ -77,7 +78,7 @@ def subjects(found: Verification) -> list[str]:
 @pytest.mark.parametrize("shard_bytes", [None, 20_000])
 def test_what_was_converted_matches(recipe: Recipe, shard_bytes: int | None, tmp_path: Path) -> None:
     model = small_model()
-    made = convert(model, tmp_path / "out.gguf", recipe, max_shard_bytes=shard_bytes)
+    made = convert(model, tmp_path / "out.gguf", recipe, shards=Shards(most_bytes=shard_bytes))
     assert (len(made.paths) > 1) == (shard_bytes is not None)
     found = verify(read_recipe(made.path), model, tensors=None)
     assert found.matches and found.notes == ()
@@ -188,7 +189,7 @@ def statistics(model: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def split(model: SourceModel, statistics: Moments, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("split") / "split.gguf"
-    return convert(model, out, SPLIT, statistics=statistics, max_shard_bytes=5_000_000).path
+    return convert(model, out, SPLIT, statistics=statistics, shards=Shards(most_bytes=5_000_000)).path
 
 
 def copy_of(path: Path, folder: Path) -> Path:
