@@ -28,7 +28,7 @@ ROUND_FREE, ROUND_F16, ROUND_LATTICE = 0, 1, 2
 
 _SAME_EVERYWHERE = {"nnan", "ninf", "nsz"}
 """No reassociation, no fused multiply-add, no estimated reciprocals: those depend on the processor, and with
-them one weight in a hundred thousand rounded the other way. Costs 2 % of the time."""
+them one weight in a hundred thousand rounded the other way. Costs 2 to 10 % of the time."""
 
 
 @njit(cache=True, nogil=True)

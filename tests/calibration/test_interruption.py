@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_splitquant.calibration.observer import ObservedEngine
+from gguf_splitquant.calibration.observer import ObservedEngine, Routing
 from gguf_splitquant.runtime.deferral import DeferredSignals
 from gguf_splitquant.runtime.engine import EngineOptions
 from tests.gguf_files import FLOAT, convert_once
@@ -46,7 +46,7 @@ def test_it_ends_the_computation_and_arrives(
 ) -> None:
     seen: list[str] = []
 
-    def sink(name: str, _inputs: NDArray[np.float32]) -> None:
+    def sink(name: str, _inputs: NDArray[np.float32], _routing: Routing | None) -> None:
         seen.append(name)
         if len(seen) == 3:
             signal.raise_signal(number)
