@@ -16,6 +16,7 @@ from gguf_splitquant.conversion import Conversion
 from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.planning import make_plan
+from gguf_splitquant.planning.curves import ExpertUse
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.refining.feedback import CHUNK_ROWS
 from gguf_splitquant.sources.model import FloatType, SourceModel
@@ -34,7 +35,10 @@ class Correlated:
     def input_of(self, weight: str) -> str | None:
         return "input"
 
-    def matrix(self, weight: str) -> np.ndarray:
+    def experts(self, weight: str) -> ExpertUse | None:
+        return None
+
+    def matrix(self, weight: str, expert: int | None = None) -> np.ndarray:
         inputs = np.random.default_rng(7).standard_normal((256, COLUMNS)).astype(np.float32)
         inputs[:, 1:] += inputs[:, :-1]
         return inputs.T @ inputs / np.float32(len(inputs))
@@ -121,7 +125,7 @@ def test_an_impossible_limit_names_the_least_possible_before_anything_is_written
 
 
 _PEAK = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from gguf_splitquant.convert import convert
 from gguf_splitquant.recipe import Recipe
@@ -130,7 +134,8 @@ from tests.test_working_set import large_model
 limit = int(sys.argv[1]) or None
 recipe = Recipe(k=2, bits=4, granularity="row")
 convert(large_model(), Path(sys.argv[2]), recipe, threads=4, memory_limit=limit)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# what getrusage says is also what the parent had when it made this process
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 
 

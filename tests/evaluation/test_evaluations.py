@@ -173,7 +173,7 @@ def test_bad_input(float_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--ctx", "1000"], "was trained with a context of 256 tokens, not 1000"),
         (
             ["--report", str(tmp_path / "no" / "r.html"), "--ctx", "64", "--limit-tokens", "64"],
-            "r.html: cannot write",
+            "r.html: cannot be written",
         ),
     ]:
         code = main(

@@ -133,11 +133,22 @@ def test_is_silent_and_gives_the_log_back(
     with Engine(story_file, EngineOptions(n_ctx=64, n_threads=1)) as engine:
         list(engine.logits([1, 2, 3]))
     with pytest.raises(EngineError):
-        Engine(text_file(tmp_path))
+        Engine(of_no_architecture(tmp_path))
     assert capfd.readouterr() == ("", "")
     assert lines == []
     lib.llama_model_load_from_file(b"/no/such/file", lib.llama_model_default_params())
     assert lines
+
+
+def of_no_architecture(folder: Path) -> Path:
+    """A sound GGUF file that llama.cpp cannot load."""
+    writer = gguf.GGUFWriter(folder / "unheard-of.gguf", "unheard-of")
+    writer.add_tensor("a.weight", np.ones((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "unheard-of.gguf"
 
 
 def text_file(folder: Path) -> Path:

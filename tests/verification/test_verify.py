@@ -13,7 +13,7 @@ import pytest
 
 from gguf_splitquant.calibration.calibrate import Calibration
 from gguf_splitquant.calibration.checkpoint import calibrate_model
-from gguf_splitquant.calibration.imatrix import ImportanceMatrix, read_imatrix, write_moments
+from gguf_splitquant.calibration.imatrix import read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments
 from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.cli import main
@@ -239,7 +239,7 @@ def test_other_statistics_are_not_other_bytes(
     with pytest.raises(VerificationError, match="was made with statistics of layer inputs; give the same"):
         verify(stored, model)
     write_moments(tmp_path / "imatrix.gguf", statistics)
-    others = ImportanceMatrix(read_imatrix(tmp_path / "imatrix.gguf"))
+    others = read_imatrix(tmp_path / "imatrix.gguf")
     with pytest.raises(VerificationError, match=r"was made with other statistics .* than those at hand"):
         verify(stored, model, statistics=others)
 
