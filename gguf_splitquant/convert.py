@@ -245,8 +245,9 @@ def calibration_of(plan: Plan, statistics: InputStatistics | None) -> str:
 
 
 def _rare_experts(plan: Plan, statistics: InputStatistics | None) -> dict[str, tuple[int, ...]]:
-    refined = [t.source.name for t in plan.tensors if t.refined] if statistics else []
-    used = {name: statistics.experts(name) for name in refined} if statistics else {}
+    if statistics is None:
+        return {}
+    used = {t.source.name: statistics.experts(t.source.name) for t in plan.tensors if t.refined}
     return {name: use.rare for name, use in used.items() if use and use.rare}
 
 

@@ -126,7 +126,6 @@ def _alone(work: Path, progress: Progress) -> Iterator[Path]:
 
     Work that has nothing to go on with is not left behind.
     """
-
     path = work.with_name(f"{work.name}.lock")
     file = open_locked(path)
     if file is None:
