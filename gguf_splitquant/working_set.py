@@ -10,15 +10,13 @@ The figures below are peaks of whole processes, measured and rounded up by about
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
 from .errors import RecipeError
+from .memory import resident_bytes
 from .planning.curves import InputStatistics
 from .planning.plan import Plan, TensorPlan
 from .planning.roles import Role
@@ -154,14 +152,3 @@ def _base_bytes(plan: Plan) -> int:
 
         loops = True
     return resident_bytes() + _HEADROOM + (_COMPILER if loops else 0)
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is resident now; where the system does not tell, the most so far."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return 1024 * int(line.split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

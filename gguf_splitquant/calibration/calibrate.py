@@ -21,6 +21,7 @@ from ..cache import cache_dir
 from ..errors import SplitQuantError
 from ..gguf_io.pairs import read_pairs
 from ..locks import open_locked, wait_for_lock
+from ..memory import available_bytes
 from ..progress import SILENT, Progress
 from ..runtime.chat_template import chat_template
 from ..runtime.engine import EngineOptions
@@ -31,7 +32,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 5
+_VERSION = 6
 """Raised whenever the same settings give other moments: part of the cache key."""
 
 _SLAB = 1536
@@ -72,6 +73,7 @@ def calibrate(
     how: Calibration | None = None,
     *,
     n_threads: int | None = None,
+    spare_memory: bool = False,
     progress: Progress = SILENT,
     cache: Path | None = None,
 ) -> Moments:
@@ -85,6 +87,7 @@ def calibrate(
         weights_digest: identifies the checkpoint's weights and tokenizer; the cache key with ``how``.
         how: text and weighting.
         n_threads: None is one per performance core.
+        spare_memory: let statistics grow in mapped files alone, which takes longer. The result is the same.
         progress: of writing the text and of gathering.
         cache: folder for results; None: ``calibration`` in the user's cache folder.
 
@@ -106,7 +109,8 @@ def calibrate(
         with _alone(root / f"unfinished-{key}", progress) as work:
             # whoever was waited for may have done it
             if not folder.is_dir():
-                _calibrate(model, work, how, about, n_threads, progress)
+                memory = 0 if spare_memory else available_bytes() // 2
+                _calibrate(model, work, how, about, memory, n_threads, progress)
                 work.rename(folder)
     except OSError as error:
         fix = "free space, or set GGUF_SPLITQUANT_CACHE"
@@ -147,6 +151,7 @@ def _calibrate(
     work: Path,
     how: Calibration,
     about: Mapping[str, Any],
+    memory: int,
     n_threads: int | None,
     progress: Progress,
 ) -> None:
@@ -160,9 +165,9 @@ def _calibrate(
             left.unlink()
         if how.text:
             tokens = user_text(model, how.text, how.own.length, how.most_tokens)
-            gather(model, tokens, work, how.weighting, about, n_threads, progress)
+            gather(model, tokens, work, how.weighting, about, memory, n_threads, progress)
         else:
-            tokens, _ = write_and_gather(model, work, how, about, n_threads, progress)
+            tokens, _ = write_and_gather(model, work, how, about, memory, n_threads, progress)
         # the last to appear: with it the moments are complete
         np.save(work / "unfinished.npy", tokens)
         (work / "unfinished.npy").rename(work / _TOKENS)
@@ -187,15 +192,18 @@ def write_and_gather(
     folder: Path,
     how: Calibration,
     about: Mapping[str, Any],
+    memory: int = 0,
     n_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> tuple[I32, Moments]:
     """Let the model write, and add up the moments of what it computes meanwhile: one pass instead of two.
 
+    ``memory`` is that of :class:`MomentWriter`.
+
     Returns:
         The text, int32 (sequences, length), and the moments; the last token of each sequence is not read.
     """
-    writer = MomentWriter(folder, how.weighting)
+    writer = MomentWriter(folder, how.weighting, memory)
     with ObservedEngine(model, writing_options(how.own, n_threads), writer) as engine:
         opening = chat_opening(model) if how.chat else None
         tokens = write_own_text(engine, how.own, opening, progress)
@@ -229,10 +237,14 @@ def gather(
     folder: Path,
     weighting: TokenWeighting,
     about: Mapping[str, Any],
+    memory: int = 0,
     n_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Moments:
-    """Run ``tokens``, int32 (sequences, length), through the model and add up the moments in ``folder``."""
+    """Run ``tokens``, int32 (sequences, length), through the model and add up the moments in ``folder``.
+
+    ``memory`` is that of :class:`MomentWriter`.
+    """
     count, length = tokens.shape
     together = max(1, min(count, _SLAB // length))
     options = EngineOptions(
@@ -242,7 +254,7 @@ def gather(
         n_sequences=together,
         n_threads=n_threads,
     )
-    writer = MomentWriter(folder, weighting)
+    writer = MomentWriter(folder, weighting, memory)
     with ObservedEngine(model, options, writer) as engine:
         progress.start("gathering statistics of layer inputs", tokens.size, "tok")
         for first in range(0, count, together):

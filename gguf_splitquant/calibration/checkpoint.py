@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from .. import __version__
@@ -36,6 +37,7 @@ def calibrate_model(
     how: Calibration | None = None,
     *,
     threads: int | None = None,
+    spare_memory: bool = False,
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Moments:
@@ -46,6 +48,7 @@ def calibrate_model(
         folder: takes the float file of any other while the model runs: as large as the checkpoint in 16 bit.
         how: the text: by default the model's own.
         threads: None is all cores.
+        spare_memory: see :func:`.calibrate.calibrate`.
         cache: folder for results; None: in the user's cache folder. Machines that share it calibrate once.
         progress: of writing the file, writing the text, and gathering.
 
@@ -56,6 +59,9 @@ def calibrate_model(
     """
     how = how or Calibration()
     cache = cache or cache_dir() / "calibration"
+    run = partial(
+        calibrate, how=how, n_threads=threads, spare_memory=spare_memory, progress=progress, cache=cache
+    )
     remembered = _Digest(model, cache) if model.files else None
     if remembered is not None and remembered.value:
         moments = cached(remembered.value, how, cache)
@@ -65,7 +71,7 @@ def calibrate_model(
         digest = _sha256(model.float_file)
         if remembered is not None:
             remembered.keep(digest)
-        return calibrate(model.float_file, digest, how, n_threads=threads, progress=progress, cache=cache)
+        return run(model.float_file, digest)
     with _float_folder(folder, remembered.name if remembered else "") as work:
         path = work / "float.gguf"
         if not path.exists():
@@ -74,7 +80,7 @@ def calibrate_model(
         digest = _sha256(path)
         if remembered is not None:
             remembered.keep(digest)
-        return calibrate(path, digest, how, n_threads=threads, progress=progress, cache=cache)
+        return run(path, digest)
 
 
 def _write_float(model: SourceModel, path: Path, threads: int | None, progress: Progress) -> None:

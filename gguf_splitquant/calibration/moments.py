@@ -1,16 +1,17 @@
-"""Second moments of layer inputs, gathered slab by slab on disk: no model is too large for memory.
+"""Second moments of layer inputs, gathered slab by slab: no model is too large for memory.
 
-All layers' matrices together can be larger than the model (a Llama-3.2-1B-shaped one needs 5 GB). The
-accumulators are memory-mapped files: the operating system keeps in memory what fits, and the finished
-folder is the cache.
+All layers' matrices together can be larger than the model (a Llama-3.2-1B-shaped one needs 5 GB). They grow
+in memory for as far as there is some to spare, and else in memory-mapped files, of which the operating system
+keeps in memory what fits. Those are slower: the system writes pages back while they still change. The
+finished folder is the cache.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,16 +35,21 @@ _ROWS = 256
 
 
 class MomentWriter:
-    """Adds up ``x^T x`` per layer input in a folder. Use it as the sink of an ObservedEngine."""
+    """Adds up ``x^T x`` per layer input in a folder. Use it as the sink of an ObservedEngine.
 
-    def __init__(self, folder: Path, weighting: TokenWeighting) -> None:
+    Args:
+        folder: takes the result.
+        weighting: what each token counts.
+        memory: bytes that may grow in the process's memory; what goes beyond them grows in mapped files. The
+            result does not depend on it.
+    """
+
+    def __init__(self, folder: Path, weighting: TokenWeighting, memory: int = 0) -> None:
         self.folder = folder
         self.weighting = weighting
-        self._sums: dict[str, Any] = {}
-        self._tokens: dict[str, int] = {}
-        self._energy: dict[str, F64] = {}
+        self._memory = memory
+        self._sums: dict[str, _Sum] = {}
         self._stacks: dict[str, RowWriter] = {}
-        self._pending: dict[str, list[tuple[F32, Routing | None]]] = {}
 
     def __call__(self, name: str, inputs: F32, routing: Routing | None = None) -> None:
         """Add the input of ``name``, float32 (rows, channels). Raises EngineError on NaN or infinity."""
@@ -51,60 +57,115 @@ class MomentWriter:
             raise EngineError(
                 name, "its input overflows on the calibration text", "calibrate with other text"
             )
+        total = self._sums.get(name) or self._begin(name, inputs.shape[1])
         # Few rows at a time cost a pass over the whole matrix each: they wait until there are enough
-        waiting = self._pending.setdefault(name, [])
-        waiting.append((inputs.copy(), routing))
-        if sum(len(rows) for rows, _ in waiting) >= _ROWS:
-            self._add(name, self._pending.pop(name))
+        for start in range(0, len(inputs), _ROWS):
+            rows = inputs[start : start + _ROWS]
+            chosen = (
+                None if routing is None else Routing(routing.experts[start : start + _ROWS], routing.count)
+            )
+            if total.waiting + len(rows) > _ROWS:
+                self._add(name, total)
+            total.rows[total.waiting : total.waiting + len(rows)] = rows
+            total.waiting += len(rows)
+            if chosen is not None:
+                total.routes.append(chosen)
 
-    def _add(self, name: str, waiting: Sequence[tuple[F32, Routing | None]]) -> None:
-        inputs = np.concatenate([rows for rows, _ in waiting])
-        channels = inputs.shape[1]
-        if name not in self._sums:
-            path = self.folder / f"{len(self._sums):05d}.npy"
-            self._sums[name] = open_memmap(path, mode="w+", dtype=np.float32, shape=(channels, channels))
-            _take_space(path)
-            self._tokens[name] = 0
-            self._energy[name] = np.zeros(channels)
+    def _begin(self, name: str, channels: int) -> _Sum:
+        path = self.folder / f"{len(self._sums):05d}.npy"
+        matrix: F32 = open_memmap(path, mode="w+", dtype=np.float32, shape=(channels, channels))
+        _take_space(path)
+        rows: F32 = np.empty((0, 0), np.float32)
+        taken = matrix.nbytes + 4 * _ROWS * channels
+        if taken <= self._memory:
+            self._memory -= taken
+            matrix = np.zeros((channels, channels), np.float32)
+            rows = np.empty((_ROWS, channels), np.float32)
+        else:
+            spill = path.with_suffix(".waiting")
+            rows = np.memmap(spill, np.float32, mode="w+", shape=(_ROWS, channels))
+            _take_space(spill)
+        self._sums[name] = total = _Sum(path, matrix, rows, np.zeros(channels))
+        return total
+
+    def _add(self, name: str, total: _Sum) -> None:
+        inputs = total.rows[: total.waiting]
         weighted = self.weighting.apply(inputs)
         # In place and one triangle only: seven times faster than numpy's product and sum of 8192 channels.
         # BLAS counts columns first: the transposed views are the same numbers where they lie.
-        ssyrk(1.0, weighted.T, beta=1.0, c=self._sums[name].T, lower=1, overwrite_c=1)
-        self._energy[name] += np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
-        self._tokens[name] += len(inputs)
-        routes = [routing for _, routing in waiting if routing is not None]
-        if routes:
+        ssyrk(1.0, weighted.T, beta=1.0, c=total.matrix.T, lower=1, overwrite_c=1)
+        total.energy += np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
+        total.tokens += len(inputs)
+        if total.routes:
             if name not in self._stacks:
-                stem = self.folder / f"{len(self._sums) - 1:05d}-experts"
-                self._stacks[name] = RowWriter(stem, routes[0].count, channels)
-            self._stacks[name].add(inputs, weighted, np.concatenate([r.experts for r in routes]))
+                stem = total.path.with_name(f"{total.path.stem}-experts")
+                self._stacks[name] = RowWriter(stem, total.routes[0].count, inputs.shape[1])
+            self._stacks[name].add(inputs, weighted, np.concatenate([r.experts for r in total.routes]))
+        total.waiting = 0
+        total.routes.clear()
 
     def finish(self, sharing: Mapping[str, str], about: Mapping[str, Any]) -> Moments:
         """Divide by the tokens, write the index, open the result."""
-        for name, waiting in self._pending.items():
-            self._add(name, waiting)
-        self._pending.clear()
-        files: dict[str, str] = {}
-        for i, (name, total) in enumerate(self._sums.items()):
-            total /= np.float32(self._tokens[name])
-            _mirror(total)
-            total.flush()
-            files[name] = f"{i:05d}.npy"
-        self._sums.clear()
+        files = {name: total.path.name for name, total in self._sums.items()}
+        tokens: dict[str, int] = {}
+        energy: dict[str, Any] = {}
+        while self._sums:
+            # one after the other: each leaves memory before the next is written
+            name = next(iter(self._sums))
+            total = self._sums[name]
+            if total.waiting:
+                self._add(name, total)
+            tokens[name] = total.tokens
+            energy[name] = total.energy / total.tokens
+            total.write()
+            del self._sums[name]
         for stack in self._stacks.values():
             stack.finish()
-        energy: dict[str, Any] = {name: total / self._tokens[name] for name, total in self._energy.items()}
         np.savez(self.folder / "energy.npz", **energy)
         index = {
             "format": _FORMAT,
             "files": files,
-            "tokens": self._tokens,
+            "tokens": tokens,
             "experts": {name: stack.counts.tolist() for name, stack in self._stacks.items()},
             "sharing": dict(sharing),
             "about": dict(about),
         }
         (self.folder / _INDEX).write_text(json.dumps(index, indent=1))
         return Moments.open(self.folder)
+
+
+@dataclass
+class _Sum:
+    """The growing second moments of one input.
+
+    Attributes:
+        path: of the result.
+        matrix: the sum so far, one triangle of it: float32 (channels, channels).
+        rows: room for rows that are not in it yet: float32 (_ROWS, channels).
+        energy: sum of squares of each channel.
+        waiting: how many of ``rows`` are taken.
+        tokens: rows in the sum.
+        routes: which experts read the waiting rows.
+    """
+
+    path: Path
+    matrix: F32
+    rows: F32
+    energy: F64
+    waiting: int = 0
+    tokens: int = 0
+    routes: list[Routing] = field(default_factory=list)
+
+    def write(self) -> None:
+        """Divide by the tokens and put the whole matrix into its file."""
+        self.matrix /= np.float32(self.tokens)
+        _mirror(self.matrix)
+        if isinstance(self.matrix, np.memmap):
+            self.matrix.flush()
+        else:
+            np.save(self.path, self.matrix)
+        if isinstance(self.rows, np.memmap) and self.rows.filename is not None:
+            Path(self.rows.filename).unlink()
 
 
 def _mirror(matrix: F32) -> None:

@@ -43,7 +43,10 @@ class Probing:
     """How sensitivities are measured.
 
     Attributes:
-        texts: sequences of the calibration text that are read per weight.
+        texts: most sequences of the calibration text that are read per weight, of small models; at least
+            two. What texts differ in is most of the error of a sensitivity: about 25 % with two of them, 20 %
+            with four, 17 % with eight (SmolLM2-135M, standard deviation against eight others, length 96).
+        work: bytes of the model times texts, at most: large models read fewer.
         length: tokens of each.
         skip: positions at the beginning that are not scored: little context makes them untypical.
         strength: size of the errors relative to the weights: large against the engine's own noise, small
@@ -52,12 +55,17 @@ class Probing:
         seed: of the errors.
     """
 
-    texts: int = 2
+    texts: int = 8
+    work: int = 3_000_000_000
     length: int = 96
     skip: int = 16
     strength: float = 0.2
     layers: int = 10
     seed: int = 0
+
+    def texts_for(self, model_bytes: int) -> int:
+        """Texts to read with a model of this size."""
+        return max(min(2, self.texts), min(self.texts, self.work // max(1, model_bytes)))
 
 
 class _ProbedEngine(ObservedEngine):
@@ -151,9 +159,9 @@ def measure_sensitivity(
         SplitQuantError: it is damaged.
     """
     how = how or Probing()
-    texts = np.ascontiguousarray(tokens[: how.texts, : how.length])
+    texts = np.ascontiguousarray(tokens[: how.texts_for(model.stat().st_size), : how.length])
     probed = _probed(weights, how.layers)
-    together = max(1, 768 // texts.shape[1])
+    together = max(len(texts), 768 // texts.shape[1])
     options = EngineOptions(
         n_ctx=together * -(-texts.shape[1] // 256) * 256,
         n_batch=together * texts.shape[1],

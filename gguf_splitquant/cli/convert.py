@@ -200,7 +200,14 @@ def _statistics(
     if recipe.calibration == "imatrix":
         return imatrix_for(model, args.imatrix)
     how = Calibration(text=args.calibration_text)
-    moments = calibrate_model(model, _folder(args), how, threads=args.threads, progress=progress)
+    moments = calibrate_model(
+        model,
+        _folder(args),
+        how,
+        threads=args.threads,
+        spare_memory=args.memory_limit is not None,
+        progress=progress,
+    )
     if args.write_imatrix:
         write_moments(args.write_imatrix, moments)
     return moments

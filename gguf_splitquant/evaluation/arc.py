@@ -100,8 +100,9 @@ class MultipleChoice(PerModelEvaluation):
         if not pending:
             return
         progress.start(f"{self.name} {model.name}", len(pending), "questions")
-        scored = score_choices(model, self.requests(model, pending), self.engine)
-        for question, (_, scores) in zip(pending, scored, strict=True):
+        asked = {question.id: question for question in pending}
+        for request, scores in score_choices(model, self.requests(model, pending), self.engine):
+            question = asked[request.key]
             progress.advance(1, question.id)
             yield (
                 question.id,

@@ -1,10 +1,11 @@
 """Log-likelihoods of many short continuations, with nothing computed twice.
 
 A multiple-choice question is one context and a few continuations. What all questions begin with (the
-few-shot examples) is decoded once per run, what the choices of one question have in common once per question;
-the choices then share those cells of the KV cache, and the questions of a batch pass through the graph
-together. The last token of a continuation is never decoded, and logits are asked for only where a
-continuation is scored.
+few-shot examples) is decoded once per run. Of the rest, the texts of a batch of questions form a tree: a
+token that several texts have in common at the same place, with all that is before it, is decoded once, and
+its cell of the KV cache belongs to all of them. Questions that begin alike come together, and a batch passes
+through the graph at once. The last token of a continuation is never decoded, and logits are asked for only
+where a continuation is scored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ..runtime.engine import Engine, EngineOptions
 
 Tokens = tuple[int, ...]
 
-BATCH_TOKENS = 384
+BATCH_TOKENS = 256
 """Tokens of questions in work at a time. Attention reads every cell of the cache for every token, which
 outgrows what wider matrix products save."""
 
@@ -38,16 +39,10 @@ class ChoiceRequest:
     continuations: tuple[Tokens, ...]
 
     @property
-    def common(self) -> int:
-        """Leading tokens that all continuations share and that every one of them goes on after."""
-        shared = common_prefix(self.continuations)
-        return min(shared, min(map(len, self.continuations)) - 1)
-
-    @property
     def tokens(self) -> int:
         """Tokens to decode if nothing is shared with other requests."""
-        tails = sum(len(continuation) - 1 - self.common for continuation in self.continuations)
-        return len(self.context) + self.common + tails
+        tails = {text[:end] for text in self.continuations for end in range(1, len(text))}
+        return len(self.context) + len(tails)
 
     @property
     def longest(self) -> int:
@@ -86,7 +81,7 @@ def encode_pair(engine: Engine, context: str, continuation: str) -> tuple[Tokens
 def score_choices(
     model: Path, requests: Sequence[ChoiceRequest], options: EngineOptions | None = None
 ) -> Iterator[tuple[ChoiceRequest, list[float]]]:
-    """Sum of log-probabilities (nats) of every continuation, in the order of the requests.
+    """Sum of log-probabilities (nats) of every continuation.
 
     Memory is the model, ``BATCH_TOKENS`` + the longest request of KV cache, and as many rows of logits as are
     asked for in one batch.
@@ -97,7 +92,8 @@ def score_choices(
         options: threads, KV type and kernels; sizes are chosen here.
 
     Yields:
-        Each request with one number per continuation; NaN where the model's logits are not finite.
+        Each request with one number per continuation, NaN where the model's logits are not finite; requests
+        that begin alike one after the other.
 
     Raises:
         EvaluationError: a request is longer than the context that the model was trained with.
@@ -125,7 +121,7 @@ def score_choices(
             stop = min(shared, start + engine.n_batch)
             engine.decode(requests[0].context[start:stop], np.arange(start, stop), 0, False)
         for batch in _batches(requests, shared, cells, most):
-            yield from zip(batch, _score_batch(engine, batch, shared), strict=True)
+            yield from zip(batch, _Tree(batch, shared).scores(engine), strict=True)
 
 
 def shared_prefix(requests: Sequence[ChoiceRequest]) -> int:
@@ -139,84 +135,72 @@ def _batches(
 ) -> Iterator[list[ChoiceRequest]]:
     batch: list[ChoiceRequest] = []
     room, lanes = cells, sequences
-    for request in requests:
-        size, width = request.tokens - shared, len(request.continuations)
+    for request in sorted(requests, key=lambda request: request.context):
+        known = common_prefix([batch[-1].context, request.context]) if batch else shared
+        size, width = request.tokens - known, len(request.continuations)
         if batch and (size > room or width > lanes):
             yield batch
             batch, room, lanes = [], cells, sequences
+            size = request.tokens - shared
         batch.append(request)
         room, lanes = room - size, lanes - width
     yield batch
 
 
-@dataclass
-class _Pass:
-    """Tokens on their way into one or more decodes, and what is wanted of each one's logits."""
+class _Tree:
+    """The texts of a batch. Score i belongs to sequence i + 1; sequence 0 holds what all begin with.
 
-    tokens: list[int]
-    positions: list[int]
-    sequences: list[int]
-    wanted: list[list[tuple[int, int]]]
-    """Per token: pairs of (index of the score to add to, token whose log-probability is added)."""
+    Tokens stand after those that are before them in their texts.
+    """
 
-    @classmethod
-    def empty(cls) -> _Pass:
-        return cls([], [], [], [])
+    def __init__(self, batch: Sequence[ChoiceRequest], shared: int) -> None:
+        self._tokens: list[int] = []
+        self._positions: list[int] = []
+        self._sequences: list[list[int]] = []
+        self._wanted: list[list[tuple[int, int]]] = []
+        """Per token: pairs of (index of the score to add to, token whose log-probability is added)."""
+        self._ends = np.cumsum([len(request.continuations) for request in batch])
+        known: dict[tuple[int, int], int] = {}
+        score = 0
+        for request in batch:
+            for continuation in request.continuations:
+                text, here = request.context + continuation, -1
+                for position in range(shared, len(text) - 1):
+                    key = here, text[position]
+                    if key not in known:
+                        known[key] = len(self._tokens)
+                        self._tokens.append(text[position])
+                        self._positions.append(position)
+                        self._sequences.append([])
+                        self._wanted.append([])
+                    here = known[key]
+                    self._sequences[here].append(score + 1)
+                    if position + 1 >= len(request.context):
+                        self._wanted[here].append((score, text[position + 1]))
+                score += 1
 
-    def add(self, token: int, position: int, sequence: int, wanted: list[tuple[int, int]]) -> None:
-        self.tokens.append(token)
-        self.positions.append(position)
-        self.sequences.append(sequence)
-        self.wanted.append(wanted)
-
-    def run(self, engine: Engine, scores: NDArray[np.float64]) -> None:
-        size = engine.n_batch
-        for start in range(0, len(self.tokens), size):
-            part = slice(start, start + size)
-            wanted = self.wanted[part]
+    def scores(self, engine: Engine) -> list[list[float]]:
+        """Of each request; the engine's sequences are empty again afterwards, but for the first."""
+        sequences = range(1, int(self._ends[-1]) + 1)
+        for sequence in sequences:
+            engine.copy_sequence(0, sequence)
+        sums = np.zeros(len(sequences))
+        for start in range(0, len(self._tokens), engine.n_batch):
+            part = slice(start, start + engine.n_batch)
+            wanted = self._wanted[part]
             rows = engine.decode(
-                self.tokens[part],
-                self.positions[part],
-                self.sequences[part],
+                self._tokens[part],
+                self._positions[part],
+                self._sequences[part],
                 [bool(pairs) for pairs in wanted],
             )
-            for row, pairs in zip(rows, (pairs for pairs in wanted if pairs), strict=True):
+            for row, pairs in zip(rows, filter(None, wanted), strict=True):
                 log_sum = log_sum_exp(row)
                 for index, token in pairs:
-                    scores[index] += float(row[token]) - log_sum
-
-
-def _score_batch(engine: Engine, batch: Sequence[ChoiceRequest], shared: int) -> list[list[float]]:
-    stems, tails = _Pass.empty(), _Pass.empty()
-    copies: list[tuple[int, int]] = []
-    # sequence 0 holds the shared prefix; score i belongs to sequence i + 1
-    first = 0
-    for request in batch:
-        common, n_context = request.common, len(request.context)
-        lanes = range(first, first + len(request.continuations))
-        engine.copy_sequence(0, first + 1)
-        copies += [(first + 1, lane + 1) for lane in lanes[1:]]
-        stem = request.context + request.continuations[0][:common]
-        for position in range(shared, len(stem)):
-            depth = position + 1 - n_context
-            wanted = (
-                [(lane, request.continuations[lane - first][depth]) for lane in lanes] if depth >= 0 else []
-            )
-            stems.add(stem[position], position, first + 1, wanted)
-        for lane, continuation in zip(lanes, request.continuations, strict=True):
-            for depth in range(common, len(continuation) - 1):
-                tails.add(continuation[depth], n_context + depth, lane + 1, [(lane, continuation[depth + 1])])
-        first = lanes.stop
-
-    scores = np.zeros(first)
-    stems.run(engine, scores)
-    for source, target in copies:
-        engine.copy_sequence(source, target)
-    tails.run(engine, scores)
-    for sequence in range(1, first + 1):
-        engine.truncate_sequence(sequence)
-    ends = np.cumsum([len(request.continuations) for request in batch])
-    return [part.tolist() for part in np.split(scores, ends[:-1])]
+                    sums[index] += float(row[token]) - log_sum
+        for sequence in sequences:
+            engine.truncate_sequence(sequence)
+        return [part.tolist() for part in np.split(sums, self._ends[:-1])]
 
 
 def log_sum_exp(row: NDArray[np.float32]) -> float:

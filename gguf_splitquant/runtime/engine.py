@@ -282,14 +282,19 @@ class Engine:
     # -- computing --------------------------------------------------------------------------------------
 
     def decode(
-        self, tokens: ArrayLike, positions: ArrayLike, sequences: ArrayLike, outputs: ArrayLike
+        self,
+        tokens: ArrayLike,
+        positions: ArrayLike,
+        sequences: ArrayLike | Sequence[Sequence[int]],
+        outputs: ArrayLike,
     ) -> NDArray[np.float32]:
         """Run tokens through the model, into the KV cache (``llama_decode``).
 
         Args:
             tokens: 1-D, at most :attr:`n_batch`.
             positions: position of each in its sequence (or one for all).
-            sequences: sequence of each, below ``options.n_sequences`` (or one for all).
+            sequences: sequence of each, below ``options.n_sequences`` (or one for all); or for each token a
+                list of those that it is in.
             outputs: whether its logits are wanted (or one for all).
 
         Returns:

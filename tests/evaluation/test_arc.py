@@ -68,10 +68,10 @@ def test_sharing_changes_no_score(
     for batch_tokens in (16, 48, 384):
         monkeypatch.setattr(choice_scoring, "BATCH_TOKENS", batch_tokens)
         monkeypatch.setattr(choice_scoring, "MAX_SEQUENCES", min(batch_tokens - 1, 100))
-        scored = list(score_choices(float_gguf, requests, EXACT))
-        assert [request for request, _ in scored] == requests
-        for (request, scores), alone in zip(scored, expected, strict=True):
-            assert scores == pytest.approx(alone, abs=2e-4), request.key
+        scored = {request.key: scores for request, scores in score_choices(float_gguf, requests, EXACT)}
+        assert len(scored) == len(requests)
+        for request, alone in zip(requests, expected, strict=True):
+            assert scored[request.key] == pytest.approx(alone, abs=2e-4), request.key
 
 
 def test_equal_choices_have_equal_scores_and_the_first_wins(float_gguf: Path) -> None:
