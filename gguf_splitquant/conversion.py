@@ -27,7 +27,6 @@ from .progress import SILENT, Progress
 from .sources.model import to_float32
 from .splitting.histogram import ValueHistogram, check_finite, row_slabs
 from .splitting.values import fit_value_split, float_sub_layers
-from .sums import sum_of_squares
 from .working_set import WorkingSet, has_matrix
 
 if TYPE_CHECKING:
@@ -164,26 +163,16 @@ class Conversion:
         power: list[float],
     ) -> None:
         """Quantize and write some rows; append sums of squares, of errors and of weights."""
-        from .refining.weights import ERROR_ROWS
-
         pieces, order = _clusters(plan)
         weight = to_float32(raw, plan.source.dtype)
         if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
             # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
-            packed = []
-            for start in range(0, len(weight), ERROR_ROWS):
-                some = weight[start : start + ERROR_ROWS]
-                packed.append(quants.quantize(some, pieces[0][0]))
-                lost.append(sum_of_squares(some - quants.dequantize(packed[-1], pieces[0][0])))
-            slabs = [np.concatenate(packed)]
+            rows = refiner.round(weight, pieces[0][0])
         else:
-            parts, errors = refiner.refine(self._reads(plan), weight, pieces, order, expert)
-            slabs = list(parts)
-            lost.extend(errors)
-        power.extend(
-            sum_of_squares(weight[start : start + ERROR_ROWS]) for start in range(0, len(weight), ERROR_ROWS)
-        )
-        for output, slab in zip(plan.sub_layers, slabs, strict=True):
+            rows = refiner.refine(self._reads(plan), weight, pieces, order, expert)
+        lost.extend(rows.errors)
+        power.extend(rows.powers)
+        for output, slab in zip(plan.sub_layers, rows.packed, strict=True):
             self._sink.write(output.name, first * output.row_bytes, slab.data)
 
     def _reads(self, plan: TensorPlan) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -27,8 +28,24 @@ ERROR_ROWS = 64
 """Rows whose errors are one figure: divides the pieces of rows that are quantized together."""
 
 
+@dataclass(frozen=True)
+class RefinedRows:
+    """Quantized rows of a weight, and how far they are from what they were.
+
+    Attributes:
+        packed: the bytes of each cluster, uint8 ``(rows, row_bytes)``.
+        errors: sum((w - decoded)**2) of every :data:`ERROR_ROWS` rows. Error feedback trades that figure for
+            a smaller error of the layer's output.
+        powers: sum(w**2) of them.
+    """
+
+    packed: tuple[NDArray[np.uint8], ...]
+    errors: list[float]
+    powers: list[float]
+
+
 class WeightRefiner:
-    """Quantizes the weights of one model. A context manager: leaving it ends the thread that looks ahead.
+    """Quantizes the weights of one model. A context manager: leaving it ends its threads.
 
     Linear algebra has to be held to one thread around it (:func:`~.metric.blas_threads`), since that is a
     setting of the whole process and two threads use it here.
@@ -46,6 +63,7 @@ class WeightRefiner:
         self._expected: tuple[str, int, list[TypedCluster], int | None] | None = None
         self._ahead: tuple[Any, Future[Refiner]] | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="factor")
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="refine")
 
     def __enter__(self) -> WeightRefiner:
         return self
@@ -53,7 +71,8 @@ class WeightRefiner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._background.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._background, self._workers):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def expect(
         self,
@@ -75,7 +94,7 @@ class WeightRefiner:
         pieces: Sequence[tuple[GGMLQuantizationType, int]],
         order: NDArray[np.int64] | None = None,
         expert: int | None = None,
-    ) -> tuple[tuple[NDArray[np.uint8], ...], list[float]]:
+    ) -> RefinedRows:
         """Quantize one weight, float32 ``(rows, columns)``.
 
         Args:
@@ -84,10 +103,6 @@ class WeightRefiner:
             pieces: type and number of channels of each cluster, in ``order``.
             order: input channel at each position; None: as they are.
             expert: which of a stack's experts the weight is.
-
-        Returns:
-            The packed rows of each cluster, uint8 ``(rows, row_bytes)``, and sum((w - decoded)**2) of every
-            ``ERROR_ROWS`` rows. Error feedback trades that figure for a smaller error of the layer's output.
 
         Raises:
             SplitQuantError: the statistics do not fit the weight.
@@ -99,15 +114,29 @@ class WeightRefiner:
             packed = self._refiner_for(name, clusters, weight.shape[1], expert).refine(weight).packed
         else:
             packed = self._with_ggml(name, weight, clusters, expert)
-        errors = []
-        for start in range(0, len(weight), ERROR_ROWS):
-            rows = slice(start, start + ERROR_ROWS)
-            parts = [
+
+        def error(rows: slice) -> float:
+            return sum(
                 sum_of_squares(weight[rows, c.channels] - quants.dequantize(part[rows], c.qtype))
                 for c, part in zip(clusters, packed, strict=True)
-            ]
-            errors.append(sum(parts))
-        return packed, errors
+            )
+
+        errors = list(self._workers.map(error, _pieces(weight)))
+        return RefinedRows(packed, errors, self._powers(weight))
+
+    def round(self, weight: NDArray[np.float32], qtype: GGMLQuantizationType) -> RefinedRows:
+        """Quantize ``weight``, float32 ``(rows, columns)``, as gguf-py does: every value to its nearest."""
+        packed = np.empty((len(weight), quants.quant_shape_to_byte_shape(weight.shape, qtype)[-1]), np.uint8)
+
+        def work(rows: slice) -> float:
+            packed[rows] = quants.quantize(weight[rows], qtype)
+            return sum_of_squares(weight[rows] - quants.dequantize(packed[rows], qtype))
+
+        errors = list(self._workers.map(work, _pieces(weight)))
+        return RefinedRows((packed,), errors, self._powers(weight))
+
+    def _powers(self, weight: NDArray[np.float32]) -> list[float]:
+        return list(self._workers.map(lambda rows: sum_of_squares(weight[rows]), _pieces(weight)))
 
     def _with_ggml(
         self, name: str, weight: NDArray[np.float32], clusters: list[TypedCluster], expert: int | None
@@ -161,6 +190,10 @@ class WeightRefiner:
     def _key_of(self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None) -> Any:
         source = self._statistics.input_of(name) if self._statistics else None
         return source, expert, columns, [(c.qtype, c.channels.tobytes()) for c in clusters]
+
+
+def _pieces(weight: NDArray[np.float32]) -> list[slice]:
+    return [slice(start, start + ERROR_ROWS) for start in range(0, len(weight), ERROR_ROWS)]
 
 
 def _by_feedback(pieces: Sequence[tuple[GGMLQuantizationType, int]]) -> bool:

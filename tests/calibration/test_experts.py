@@ -218,7 +218,7 @@ def test_an_expert_is_refined_on_what_it_reads(
 
         def loss(which: int | None, rows: F64 = rows) -> float:
             pieces = [(GGMLQuantizationType.IQ4_NL, 288)]
-            (packed,), _ = refiner.refine(GATE, tensor.data[:96], pieces, expert=which)
+            (packed,) = refiner.refine(GATE, tensor.data[:96], pieces, expert=which).packed
             error = tensor.data[:96] - quants.dequantize(packed, GGMLQuantizationType.IQ4_NL)
             return float(np.square(rows @ error.T).mean())
 
