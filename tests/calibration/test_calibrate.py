@@ -18,6 +18,7 @@ from gguf_splitquant.calibration.calibrate import (
     user_text,
     write_and_gather,
 )
+from gguf_splitquant.calibration.experts import Routing
 from gguf_splitquant.calibration.moments import Moments, MomentWriter, TokenWeighting
 from gguf_splitquant.calibration.observer import HEAD, ObservedEngine
 from gguf_splitquant.calibration.own_text import OwnText, write_own_text, writing_options
@@ -167,6 +168,33 @@ def test_overflowing_inputs_are_named(tmp_path: Path) -> None:
     writer = MomentWriter(tmp_path, TokenWeighting())
     with pytest.raises(EngineError, match=r"blk\.0\.ffn_down\.weight.*overflows"):
         writer("blk.0.ffn_down.weight", np.array([[1, np.inf]], np.float32))
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_statistics_do_not_depend_on_where_they_grow(tmp_path: Path, routed: bool) -> None:
+    """In memory, in mapped files, or some here and some there; however many rows come at a time."""
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.standard_normal((700, 40)).astype(np.float32) for name in ("a", "b", "c")}
+    experts = rng.integers(0, 4, (700, 2)).astype(np.int32)
+    found = []
+    for memory, step in ((0, 32), (1 << 30, 32), (100_000, 700), (1 << 30, 256)):
+        folder = tmp_path / f"{memory}-{step}"
+        folder.mkdir()
+        writer = MomentWriter(folder, TokenWeighting(), memory)
+        for start in range(0, 700, step):
+            rows = slice(start, start + step)
+            for name, values in inputs.items():
+                writer(name, values[rows], Routing(experts[rows], 4) if routed else None)
+        found.append(writer.finish({name: name for name in inputs}, {}))
+        assert not list(folder.glob("*.waiting"))
+    for name, values in inputs.items():
+        exact = values.T.astype(np.float64) @ values / 700
+        np.testing.assert_allclose(found[0].matrix(name), exact, rtol=0, atol=1e-5)
+        for other in found[1:]:
+            np.testing.assert_array_equal(other.matrix(name), found[0].matrix(name))
+            np.testing.assert_array_equal(other.energy(name), found[0].energy(name))
+            if routed:
+                np.testing.assert_array_equal(other.matrix(name, 2), found[0].matrix(name, 2))
 
 
 def test_weighting_limits_only_the_massive_tokens() -> None:

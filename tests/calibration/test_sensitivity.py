@@ -63,3 +63,9 @@ def test_row_scales_are_root_mean_squares(model: Path) -> None:
     assert list(scales) == ["blk.0.ffn_down.weight"]
     assert scales["blk.0.ffn_down.weight"].shape == (288,)
     assert (scales["blk.0.ffn_down.weight"] > 0).all()
+
+
+@pytest.mark.parametrize(("size", "texts"), [(50_000_000, 8), (600_000_000, 5), (2_500_000_000, 2)])
+def test_small_models_are_probed_with_more_texts(size: int, texts: int) -> None:
+    assert Probing().texts_for(size) == texts
+    assert Probing(texts=1).texts_for(size) == 1
