@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -28,6 +29,7 @@ from ..progress import SILENT, Progress
 from ..records import Records
 from ..refining.metric import typical_salience
 from ..runtime.engine import EngineOptions
+from ..runtime.threads import default_threads
 from .observer import ObservedEngine, Tensor, routing_of, rows_of, tensor_at
 
 F32 = NDArray[np.float32]
@@ -111,7 +113,8 @@ class _ProbedEngine(ObservedEngine):
             per_use[row, use] += self._errors(name, inputs[row], int(expert))
 
     def disturbed_logits(self, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:
-        """Logits from position ``skip`` on: float32 (sequences, length - skip, vocabulary)."""
+        """Logits from position ``skip`` on, or the last: float32 (sequences, length - skip, vocabulary)."""
+        skip = min(skip, tokens.shape[1] - 1)
         self.targets = targets
         self.clear()
         sequences, positions = np.divmod(np.arange(tokens.size), tokens.shape[1])
@@ -182,11 +185,11 @@ def measure_sensitivity(
         seed = [how.seed, len(rows), width]
         rng = np.random.default_rng(seed if expert is None else [*seed, expert])
         noise = rng.standard_normal((len(rows), width), np.float32)
-        noise *= (how.strength * rows)[:, None]
-        noise *= spread.astype(np.float32)[None, :]
         power = _power(weights[name], shares(name))
         norms[name] = float(how.strength**2 * power * np.vdot(spread**2, diagonal))
-        disturbed: F32 = inputs @ noise.T
+        # the noise has the shape of the weight, inputs and outputs are far smaller
+        disturbed: F32 = (inputs * spread.astype(np.float32)) @ noise.T
+        disturbed *= np.float32(how.strength) * rows
         return disturbed
 
     found: dict[str, float] = {}
@@ -196,7 +199,11 @@ def measure_sensitivity(
     with _ProbedEngine(model, options, errors) as engine, ExitStack() as stack:
         log = stack.enter_context(_open_records(records)) if records else None
         progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
-        clean = _log_probabilities(engine, texts, [None] * len(texts), how.skip)
+        # numpy computes on one core, and lets go of the interpreter meanwhile
+        pool = stack.enter_context(ThreadPoolExecutor(n_threads or default_threads()))
+        clean = engine.disturbed_logits(texts, [None] * len(texts), how.skip)
+        for _ in pool.map(_to_log_probabilities, clean):
+            pass
         progress.advance(texts.size)
         for number, batch in enumerate(batches):
             if log is not None and number < len(log.lines):
@@ -204,11 +211,8 @@ def measure_sensitivity(
                 norms.update(known)
             else:
                 chosen = texts[[i for _, i in batch]]
-                disturbed = _log_probabilities(engine, chosen, [name for name, _ in batch], how.skip)
-                measured = [
-                    float((np.exp(clean[i]) * (clean[i] - log_q)).sum(axis=-1).mean())
-                    for (_, i), log_q in zip(batch, disturbed, strict=True)
-                ]
+                disturbed = engine.disturbed_logits(chosen, [name for name, _ in batch], how.skip)
+                measured = list(pool.map(_divergence, (clean[i] for _, i in batch), disturbed))
                 if log is not None:
                     log.append([[measured, {name: norms[name] for name, _ in batch}]])
             for (name, _), value in zip(batch, measured, strict=True):
@@ -249,11 +253,18 @@ def _power(rows: F32, share: F64 | None) -> float:
     return float(squares.mean() if share is None else squares @ share)
 
 
-def _log_probabilities(engine: _ProbedEngine, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:
-    logits = engine.disturbed_logits(tokens, targets, min(skip, tokens.shape[1] - 1))
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    result: F32 = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    return result
+def _to_log_probabilities(logits: F32) -> None:
+    """In place; the vocabulary is the last axis."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def _divergence(clean: F32, logits: F32) -> float:
+    """Mean KLD (nats) from log-probabilities to logits, (positions, vocabulary); those are overwritten."""
+    _to_log_probabilities(logits)
+    np.subtract(clean, logits, out=logits)
+    logits *= np.exp(clean)
+    return float(logits.sum(axis=-1).mean())
 
 
 def _place(name: str) -> tuple[str, int]:
