@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import spotrf  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits
 
 from ..errors import SplitQuantError
 from ..planning.curves import diagonal_of
+from .lapack import cholesky_in_place
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -182,11 +182,8 @@ def _reverse_cholesky(matrix: F32) -> F32:
     for extra in (0.0, 1e-4, 1e-2):
         turned = np.ascontiguousarray(matrix[::-1, ::-1])
         turned[np.diag_indices_from(turned)] += np.float32(extra)
-        # Symmetric, so the transposed view is the same matrix, and LAPACK works on it in place. numpy's own
-        # cholesky takes eight times as long here.
-        lower, failed_at = spotrf(turned.T, lower=1, clean=1, overwrite_a=1)
-        if not failed_at:
-            return np.ascontiguousarray(lower.T[::-1, ::-1])
+        if cholesky_in_place(turned):
+            return np.ascontiguousarray(turned[::-1, ::-1])
         # otherwise rounding made the smallest eigenvalue negative
     raise SplitQuantError("second moments", "not positive definite", "calibrate again with more text")
 
