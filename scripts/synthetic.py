@@ -58,7 +58,10 @@ _VALUES = 1 << 20
 def write_checkpoint(
     folder: Path, size: str = "1B", layers: int | None = None, filled: int | None = None
 ) -> None:
-    """Write a checkpoint of normally distributed weights.
+    """Write a checkpoint of normally distributed weights, and gains of norms that differ by channel.
+
+    With such gains every layer matters to the output and some of its channels do more than others, so that
+    a plan has something to choose.
 
     Args:
         folder: to be made.
@@ -94,7 +97,8 @@ def write_checkpoint(
             step = max(1, _VALUES // int(np.prod(shape[1:])))
             for first in range(0, wanted, step):
                 rows = (min(step, wanted - first), *shape[1:])
-                weights = rng.standard_normal(rows, np.float32) * np.float32(0.02)
+                weights = rng.standard_normal(rows, np.float32)
+                weights = weights * np.float32(0.02) if len(shape) > 1 else np.exp(weights / 2)
                 file.write((weights.view(np.uint32) >> 16).astype("<u2").tobytes())
 
 

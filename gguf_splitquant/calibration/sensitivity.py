@@ -37,6 +37,10 @@ F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 
 _SLAB = 1024
+
+_LEAST = 1e-6
+"""Of the largest divergence that any weight's errors cause: no weight counts less. A weight that counts for
+nothing would leave a plan without a reason to spend what it may."""
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -219,8 +223,11 @@ def measure_sensitivity(
                 divergence[name].append(value)
             progress.advance(len(batch) * texts.shape[1])
         progress.finish()
-    for name, values in divergence.items():
-        found[name] = float(np.mean(values)) / norms[name]
+    means = {name: float(np.mean(values)) for name, values in divergence.items()}
+    # below what the engine's own rounding hides: such weights come last, but they count
+    least = _LEAST * max(means.values(), default=0.0)
+    for name, mean in means.items():
+        found[name] = max(mean, least) / (norms[name] or 1.0)  # a weight of zeros has no errors either
     return _interpolated(found, weights)
 
 

@@ -54,6 +54,23 @@ def test_layers_in_between_are_interpolated(model: Path, text: NDArray[np.int32]
     assert np.log(middle) == pytest.approx(np.log(first) + 3 / 5 * (np.log(last) - np.log(first)))
 
 
+def test_no_weight_counts_for_nothing(model: Path, text: NDArray[np.int32]) -> None:
+    rows = row_scales(model, NAMES)
+    faint, loud = "blk.0.ffn_down.weight", "blk.3.attn_v.weight"
+    rows[faint] = rows[faint] * np.float32(1e-12)
+    rows["blk.0.attn_v.weight"] = np.zeros_like(rows["blk.0.attn_v.weight"])
+    found = measure_sensitivity(model, text, rows, salience, PROBING)
+    assert all(0 < value < np.inf for value in found.values())
+
+    def divergence(name: str) -> float:
+        return (
+            found[name] * PROBING.strength**2 * float(np.vdot(rows[name], rows[name])) * len(salience(name))
+        )
+
+    others = max(divergence(name) for name in (loud, "blk.5.attn_v.weight"))
+    assert divergence(faint) == pytest.approx(1e-6 * others, rel=1e-3)
+
+
 def test_the_same_seed_gives_the_same_figures(model: Path, text: NDArray[np.int32]) -> None:
     assert measure(model, text, NAMES[:2]) == measure(model, text, NAMES[:2])
 
