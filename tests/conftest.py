@@ -13,8 +13,14 @@ import pytest
 from hypothesis import settings
 
 from gguf_splitquant.cache import cache_dir
+from gguf_splitquant.calibration.calibrate import Calibration
+from gguf_splitquant.calibration.checkpoint import calibrate_model
+from gguf_splitquant.calibration.moments import Moments
+from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.runtime.library import find_library
 from gguf_splitquant.runtime.sdist import VERSION, extract_llama_cpp, fetch_sdist
+from gguf_splitquant.sources import open_model
+from gguf_splitquant.sources.model import SourceModel
 from scripts import real_models
 
 # The same examples in every run, without a deadline: machines are doing other things too. To look for new
@@ -28,6 +34,19 @@ settings.load_profile("suite")
 def stories15m() -> Path:
     """A real model small enough for every test: stories15M, as trained, in the Hugging Face layout."""
     return real_models.stories15m()
+
+
+@pytest.fixture(scope="session")
+def stories(stories15m: Path) -> SourceModel:
+    """stories15M, opened."""
+    return open_model(stories15m)
+
+
+@pytest.fixture(scope="session")
+def stories_moments(stories: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> Moments:
+    """stories15M calibrated on an eighth of the text that it writes by default."""
+    how = Calibration(own=OwnText(sequences=8, length=192))
+    return calibrate_model(stories, tmp_path_factory.mktemp("calibration"), how)
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter, quants
 
-from gguf_splitquant.calibration.calibrate import Calibration
-from gguf_splitquant.calibration.checkpoint import calibrate_model
 from gguf_splitquant.calibration.imatrix import read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments
-from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.contents import read_contents
 from gguf_splitquant.evaluation.text import read_text
 from gguf_splitquant.recipe import Recipe
-from gguf_splitquant.sources import open_model
 from gguf_splitquant.sources.model import SourceModel
 from tests.gguf_files import FLOAT
 
@@ -28,26 +24,15 @@ SPLIT = Recipe(layout="split", target_bpw=4.5)
 
 
 @pytest.fixture(scope="module")
-def model(stories15m: Path) -> SourceModel:
-    return open_model(stories15m)
-
-
-@pytest.fixture(scope="module")
-def statistics(model: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> Moments:
-    how = Calibration(own=OwnText(sequences=8, length=192))
-    return calibrate_model(model, tmp_path_factory.mktemp("work"), how)
-
-
-@pytest.fixture(scope="module")
 def files(
-    model: SourceModel, statistics: Moments, tmp_path_factory: pytest.TempPathFactory
+    stories: SourceModel, stories_moments: Moments, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("split")
     made = {name: folder / f"{name}.gguf" for name in ("float", "split", "stock", "one")}
-    convert(model, made["float"], FLOAT)
-    convert(model, made["split"], SPLIT, statistics=statistics)
-    convert(model, made["stock"], Recipe(layout="stock", target_bpw=4.5), statistics=statistics)
-    convert(model, made["one"], Recipe(layout="stock", qtype="IQ4_NL"), statistics=statistics)
+    convert(stories, made["float"], FLOAT)
+    convert(stories, made["split"], SPLIT, statistics=stories_moments)
+    convert(stories, made["stock"], Recipe(layout="stock", target_bpw=4.5), statistics=stories_moments)
+    convert(stories, made["one"], Recipe(layout="stock", qtype="IQ4_NL"), statistics=stories_moments)
     return made
 
 
@@ -82,18 +67,18 @@ def test_clusters_partition_the_weight_and_orders_are_shared(files: dict[str, Pa
 
 
 def test_the_engine_computes_what_the_file_says(
-    model: SourceModel, files: dict[str, Path], tmp_path: Path
+    stories: SourceModel, files: dict[str, Path], tmp_path: Path
 ) -> None:
     """The clusters put back together as a plain F32 file: only activations are rounded differently."""
     reader = GGUFReader(files["split"])
     tensors = {t.name: t for t in reader.tensors}
     pairs = (reader.fields[f"splitquant.order.{k}"].contents() for k in ("weights", "tensors"))
     order_of = dict(zip(*pairs, strict=True))
-    writer = GGUFWriter(tmp_path / "whole.gguf", model.architecture)
-    for key, value in model.metadata.items():
+    writer = GGUFWriter(tmp_path / "whole.gguf", stories.architecture)
+    for key, value in stories.metadata.items():
         if key != "general.architecture":
             writer.kv_data[0][key] = value
-    for source in model.tensors:
+    for source in stories.tensors:
         parts, index = [tensors[source.name]], 1
         while (name := f"{source.name.removesuffix('.weight')}.split{index}.weight") in tensors:
             parts.append(tensors[name])
@@ -114,13 +99,13 @@ def test_the_engine_computes_what_the_file_says(
 
 
 def test_an_imatrix_of_the_same_text_is_better_than_none_and_worse_than_feedback(
-    model: SourceModel, statistics: Moments, files: dict[str, Path], tmp_path: Path
+    stories: SourceModel, stories_moments: Moments, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    write_moments(tmp_path / "own.gguf", statistics)
+    write_moments(tmp_path / "own.gguf", stories_moments)
     importance = read_imatrix(tmp_path / "own.gguf")
     assert importance.input_of("blk.1.attn_v.weight") == importance.input_of("blk.1.attn_q.weight")
     made = {**files, "imatrix": tmp_path / "imatrix.gguf", "none": tmp_path / "none.gguf"}
     one = Recipe(layout="stock", qtype="IQ4_NL")
-    convert(model, made["imatrix"], one, statistics=importance)
-    convert(model, made["none"], one)
+    convert(stories, made["imatrix"], one, statistics=importance)
+    convert(stories, made["none"], one)
     assert divergence(made, "one") < divergence(made, "imatrix") < divergence(made, "none")

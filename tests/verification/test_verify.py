@@ -11,11 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gguf_splitquant.calibration.calibrate import Calibration
-from gguf_splitquant.calibration.checkpoint import calibrate_model
 from gguf_splitquant.calibration.imatrix import read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments
-from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.cli import main
 from gguf_splitquant.convert import convert, plan_file
 from gguf_splitquant.errors import VerificationError
@@ -26,7 +23,6 @@ from gguf_splitquant.gguf_io.pairs import read_pairs
 from gguf_splitquant.gguf_io.sharding import Shards
 from gguf_splitquant.planning.plan import OutputTensor
 from gguf_splitquant.recipe import RECIPES, Recipe
-from gguf_splitquant.sources import open_model
 from gguf_splitquant.sources.model import SourceModel
 from gguf_splitquant.verification import Verification, read_recipe, verify
 from tests.sample_models import heavy_tailed, small_model, tensor_of
@@ -176,20 +172,9 @@ def test_a_file_of_others_cannot_be_verified(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.fixture(scope="module")
-def model(stories15m: Path) -> SourceModel:
-    return open_model(stories15m)
-
-
-@pytest.fixture(scope="module")
-def statistics(model: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> Moments:
-    how = Calibration(own=OwnText(sequences=8, length=192))
-    return calibrate_model(model, tmp_path_factory.mktemp("work"), how)
-
-
-@pytest.fixture(scope="module")
-def split(model: SourceModel, statistics: Moments, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def split(stories: SourceModel, stories_moments: Moments, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("split") / "split.gguf"
-    return convert(model, out, SPLIT, statistics=statistics, shards=Shards(most_bytes=5_000_000)).path
+    return convert(stories, out, SPLIT, statistics=stories_moments, shards=Shards(most_bytes=5_000_000)).path
 
 
 def copy_of(path: Path, folder: Path) -> Path:
@@ -199,67 +184,69 @@ def copy_of(path: Path, folder: Path) -> Path:
 
 
 @pytest.mark.engine
-def test_a_split_file_in_shards_matches(model: SourceModel, statistics: Moments, split: Path) -> None:
+def test_a_split_file_in_shards_matches(stories: SourceModel, stories_moments: Moments, split: Path) -> None:
     assert len(read_header(split).shards) > 1
-    found = verify(read_recipe(split), model, statistics=statistics, tensors=None)
+    found = verify(read_recipe(split), stories, statistics=stories_moments, tensors=None)
     assert found.matches and found.notes == ()
-    assert len(found.checked) == len(model.tensors)
+    assert len(found.checked) == len(stories.tensors)
 
 
-def test_a_sample_has_every_kind_of_layer(model: SourceModel, tmp_path: Path) -> None:
+def test_a_sample_has_every_kind_of_layer(stories: SourceModel, tmp_path: Path) -> None:
     def kinds(names: list[str]) -> set[str]:
         return {re.sub(r"\d+", "N", name) for name in names}
 
-    stored = read_recipe(convert(model, tmp_path / "out.gguf", Recipe(k=1)).path)
-    samples = [verify(stored, model, seed=seed).checked for seed in (0, 1, 0)]
-    every = [t.name for t in model.tensors]
+    stored = read_recipe(convert(stories, tmp_path / "out.gguf", Recipe(k=1)).path)
+    samples = [verify(stored, stories, seed=seed).checked for seed in (0, 1, 0)]
+    every = [t.name for t in stories.tensors]
     assert kinds(list(samples[0])) == kinds(every) and len(samples[0]) < len(every)
     assert samples[0] == samples[2] != samples[1]
-    more = verify(stored, model, tensors=len(samples[0]) + 2).checked
+    more = verify(stored, stories, tensors=len(samples[0]) + 2).checked
     assert len(more) == len(samples[0]) + 2 and set(samples[0]) < set(more)
 
 
 @pytest.mark.engine
 def test_a_changed_channel_order_is_found(
-    model: SourceModel, statistics: Moments, split: Path, tmp_path: Path
+    stories: SourceModel, stories_moments: Moments, split: Path, tmp_path: Path
 ) -> None:
     wrong = copy_of(split, tmp_path)
     order = next(t for t in read_header(wrong).tensors if t.name.endswith(".order"))
     data = np.memmap(order.file, np.int32, "r+", offset=order.offset, shape=(2,))
     data[:] = data[::-1].copy()
     data.flush()
-    assert subjects(verify(read_recipe(wrong), model, statistics=statistics)) == [order.name]
+    assert subjects(verify(read_recipe(wrong), stories, statistics=stories_moments)) == [order.name]
 
 
 @pytest.mark.engine
 def test_other_statistics_are_not_other_bytes(
-    model: SourceModel, statistics: Moments, split: Path, tmp_path: Path
+    stories: SourceModel, stories_moments: Moments, split: Path, tmp_path: Path
 ) -> None:
     stored = read_recipe(split)
     with pytest.raises(VerificationError, match="was made with statistics of layer inputs; give the same"):
-        verify(stored, model)
-    write_moments(tmp_path / "imatrix.gguf", statistics)
+        verify(stored, stories)
+    write_moments(tmp_path / "imatrix.gguf", stories_moments)
     others = read_imatrix(tmp_path / "imatrix.gguf")
     with pytest.raises(VerificationError, match=r"was made with other statistics .* than those at hand"):
-        verify(stored, model, statistics=others)
+        verify(stored, stories, statistics=others)
 
 
 @pytest.mark.engine
 def test_the_command_line(
     stories15m: Path,
-    model: SourceModel,
-    statistics: Moments,
+    stories: SourceModel,
+    stories_moments: Moments,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     imatrix, out = tmp_path / "imatrix.gguf", tmp_path / "out.gguf"
-    write_moments(imatrix, statistics)
+    write_moments(imatrix, stories_moments)
     recipe = ["--recipe", "stock", "--target-bpw", "5", "--imatrix", str(imatrix)]
     assert main(["convert", str(stories15m), str(out), *recipe]) == 0
     command = ["verify", str(out), "--source", str(stories15m)]
     capsys.readouterr()
     assert main([*command, "--imatrix", str(imatrix), "--all"]) == 0
-    assert capsys.readouterr().out.startswith(f"match: {len(model.tensors)} of {len(model.tensors)} tensors")
+    assert capsys.readouterr().out.startswith(
+        f"match: {len(stories.tensors)} of {len(stories.tensors)} tensors"
+    )
     assert main(command) == 2
     assert "was made with --imatrix; give the same file" in capsys.readouterr().err
     assert main([*command, "--calibration-text", str(imatrix)]) == 2
@@ -275,10 +262,10 @@ def test_the_command_line(
 
 @pytest.mark.engine
 def test_a_file_from_before_statistics_were_recorded(
-    model: SourceModel, statistics: Moments, tmp_path: Path
+    stories: SourceModel, stories_moments: Moments, tmp_path: Path
 ) -> None:
     recipe = Recipe(layout="stock", qtype="IQ4_NL")
-    out = convert(model, tmp_path / "old.gguf", recipe, statistics=statistics).path
+    out = convert(stories, tmp_path / "old.gguf", recipe, statistics=stories_moments).path
     without(out, KEY_CALIBRATION)
-    found = verify(read_recipe(out), model, statistics=statistics)
+    found = verify(read_recipe(out), stories, statistics=stories_moments)
     assert found.matches and "does not record its statistics" in found.notes[0]
