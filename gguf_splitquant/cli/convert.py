@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +22,7 @@ from .convert_output import (
     write_model_card,
     write_modelfile,
 )
+from .model_source import ModelPath, find_model, open_found
 
 if TYPE_CHECKING:
     from ..gguf_io.sharding import Shards
@@ -43,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(args, shards)
     try:
         with ExitStack() as files:
-            return _convert(args, recipe, shards, _source(args, files))
+            found = find_model(args.model, args, _folder(args), files)
+            return _convert(args, recipe, shards, found)
     except BaseException as error:
         if not args.dry_run and _can_go_on(args, shards, error):
             print(f"to go on: {_resuming_command(args)}", file=sys.stderr)
@@ -75,60 +75,7 @@ def shards_from(args: argparse.Namespace) -> Shards:
     return Shards(args.max_shard_size, args.shards, one_of(args.shard) if args.shard else None)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is converted.
-
-    Attributes:
-        path: what is read, for a while.
-        repository: that it came from, or nothing.
-        checkpoint: what ``path`` was made from by another converter, if it was.
-    """
-
-    path: Path
-    repository: str = ""
-    checkpoint: Path | None = None
-
-
-def _source(args: argparse.Namespace, files: ExitStack) -> _Source:
-    """The path to read, until ``files`` is closed."""
-    from ..sources.families import FAMILIES
-    from ..sources.hub import hub_checkpoint, is_repository
-    from ..sources.official import official_float_file
-
-    path, repository = Path(args.model), ""
-    if is_repository(args.model):
-        repository = args.model
-        families = None if args.official_converter else FAMILIES
-        path = files.enter_context(
-            hub_checkpoint(repository, args.revision, families=families, show=sys.stderr.isatty())
-        )
-    elif args.revision:
-        raise RecipeError("--revision", f"{path} is a path, not a repository", "leave it out")
-    if args.official_converter:
-        folder = _folder(args)
-        converted = files.enter_context(official_float_file(args.official_converter, path, folder))
-        return _Source(converted, repository, path)
-    return _Source(path, repository)
-
-
-def _open(args: argparse.Namespace, source: _Source) -> SourceModel:
-    from ..sources import open_model
-    from ..sources.hub import with_source
-
-    model = open_model(source.path, pre_tokenizer=args.pre, allow_requantize=args.allow_requantize)
-    for note in model.notes:
-        print(f"warning: {note}", file=sys.stderr)
-    if source.repository:
-        model = with_source(model, source.repository)
-    if source.checkpoint is not None:
-        # the file that is read is made anew each time
-        files = tuple(sorted(path for path in source.checkpoint.iterdir() if path.is_file()))
-        model = dataclasses.replace(model, files=files)
-    return model
-
-
-def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, source: _Source) -> int:
+def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: ModelPath) -> int:
     from ..convert import check_memory, convert, expected_bytes, plan_file
     from ..gguf_io.writer import check_target
     from ..planning.refined import read_plan
@@ -136,7 +83,7 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, source: _
     from .progress_bar import ProgressBar
 
     started = time.monotonic()
-    model = _open(args, source)
+    model = open_found(found, args)
     # before a calibration that takes minutes
     check_memory(model, recipe, args.memory_limit)
     progress = ProgressBar()

@@ -10,6 +10,7 @@ from typing import get_args
 
 from ..errors import RecipeError
 from ..recipe import BITS, MAX_K, RECIPES, STOCK_TYPES, Granularity, Layout, OutType, Recipe
+from .model_source import add_source_arguments
 
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?|)b?", re.IGNORECASE)
@@ -39,21 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layout", choices=get_args(Layout), help="as --recipe; float: copy the weights in --outtype"
     )
     source = parser.add_argument_group("source")
-    source.add_argument(
-        "--revision", metavar="NAME", help="branch, tag or commit of a model on the hub (default: main)"
-    )
-    source.add_argument(
-        "--official-converter",
-        type=Path,
-        metavar="PATH",
-        help="llama.cpp checkout whose convert_hf_to_gguf.py reads the checkpoint, for families unknown here",
-    )
-    source.add_argument(
-        "--allow-requantize", action="store_true", help="take a GGUF file that is quantized already"
-    )
-    source.add_argument(
-        "--pre", metavar="NAME", help="llama.cpp's name of the pre-tokenizer, where it is not recognized"
-    )
+    add_source_arguments(source)
     size = parser.add_argument_group("size (split, stock)")
     size.add_argument(
         "--target-bpw", type=float, metavar="N", help="bits per weight of the linear layers (default: 4.9)"

@@ -7,8 +7,11 @@ import dataclasses
 import json
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .model_source import add_source_arguments, find_model, open_found
 
 if TYPE_CHECKING:
     from ..planning.curves import InputStatistics
@@ -23,9 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         required=True,
-        type=Path,
         metavar="MODEL",
-        help="checkpoint folder or GGUF file that it was made from",
+        help="what it was made from: checkpoint folder, GGUF file, or ORG/NAME on the hub",
     )
     how_much = parser.add_mutually_exclusive_group()
     how_much.add_argument("--all", action="store_true", help="make every tensor again, and the plan")
@@ -42,8 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-text", type=Path, metavar="FILE", help="the one that the file was made with"
     )
     parser.add_argument("--imatrix", type=Path, metavar="FILE", help="the one that the file was made with")
-    parser.add_argument("--pre", metavar="NAME", help="as for convert")
-    parser.add_argument("--allow-requantize", action="store_true", help="as for convert")
+    add_source_arguments(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -51,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Verify; 1 if something differs."""
     from ..errors import VerificationError
-    from ..sources import open_model
-    from ..verification import read_recipe, verify
-    from .progress_bar import ProgressBar
+    from ..verification import read_recipe
 
     for name, least in (("threads", 1), ("tensors", 0)):
         value = getattr(args, name)
@@ -61,17 +60,10 @@ def run(args: argparse.Namespace) -> int:
             raise VerificationError(f"--{name}", f"{value} is less than {least}", f"use {least} or more")
     stored = read_recipe(args.path)
     _check_options(args, stored)
-    model = open_model(args.source, pre_tokenizer=args.pre, allow_requantize=args.allow_requantize)
-    progress = ProgressBar()
-    found = verify(
-        stored,
-        model,
-        statistics=_statistics(model, stored, args, progress),
-        tensors=None if args.all else args.tensors,
-        seed=args.seed,
-        threads=args.threads,
-        progress=progress,
-    )
+    with ExitStack() as files:
+        work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="gguf-splitquant-")))
+        model = open_found(find_model(args.source, args, work, files), args)
+        found = _verify(model, stored, args, work)
     if args.json:
         print(json.dumps({**dataclasses.asdict(found), "matches": found.matches}, indent=1))
     else:
@@ -79,6 +71,22 @@ def run(args: argparse.Namespace) -> int:
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
     return 0 if found.matches else 1
+
+
+def _verify(model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, work: Path) -> Verification:
+    from ..verification import verify
+    from .progress_bar import ProgressBar
+
+    progress = ProgressBar()
+    return verify(
+        stored,
+        model,
+        statistics=_statistics(model, stored, args, work, progress),
+        tensors=None if args.all else args.tensors,
+        seed=args.seed,
+        threads=args.threads,
+        progress=progress,
+    )
 
 
 def render(found: Verification) -> str:
@@ -106,7 +114,7 @@ def _check_options(args: argparse.Namespace, stored: StoredRecipe) -> None:
 
 
 def _statistics(
-    model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, progress: Progress
+    model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, work: Path, progress: Progress
 ) -> InputStatistics | None:
     """What the recipe's source of calibration says; from the cache where it is known."""
     if not stored.needs_statistics:
@@ -118,5 +126,4 @@ def _statistics(
     if stored.recipe.calibration == "imatrix":
         return imatrix_for(model, args.imatrix)
     how = Calibration(text=args.calibration_text)
-    with tempfile.TemporaryDirectory(prefix="gguf-splitquant-") as folder:
-        return calibrate_model(model, Path(folder), how, threads=args.threads, progress=progress)
+    return calibrate_model(model, work, how, threads=args.threads, progress=progress)

@@ -47,3 +47,6 @@ def test_official_converter(
     assert main(["convert", str(stories15m), str(theirs), *options, *official]) == 0
     assert ours.read_bytes() == theirs.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["f16.gguf", "ours.gguf", "theirs.gguf"]
+    capsys.readouterr()
+    assert main(["verify", str(theirs), "--source", str(stories15m), *official]) == 0
+    assert capsys.readouterr().out.startswith("match: ")

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,11 +33,16 @@ def hub(stories15m: Path) -> Iterator[Hub]:
     hub.close()
 
 
-def run(hub: Hub, folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+CONVERT = (ROOT / "convert_splitquant.py",)
+
+
+def run(
+    hub: Hub, folder: Path, *arguments: object, command: Sequence[object] = CONVERT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     return subprocess.run(
-        [sys.executable, str(ROOT / "convert_splitquant.py"), *(str(a) for a in arguments)],
+        [sys.executable, *(str(a) for a in (*command, *arguments))],
         cwd=folder,
         env={**inherited, "PYTHONPATH": str(ROOT), **settings, **environment},
         capture_output=True,
@@ -70,6 +75,10 @@ def test_a_repository_converts_like_its_folder(hub: Hub, stories15m: Path, tmp_p
     offline = run(hub, tmp_path, "org/Stories", "offline.gguf", *FLOAT, HF_HUB_OFFLINE="1")
     assert offline.returncode == 0, offline.stderr
     assert (tmp_path / "offline.gguf").read_bytes() == (tmp_path / "out.gguf").read_bytes()
+    verify = ("-m", "gguf_splitquant", "verify")
+    source = ("--source", "org/Stories", "--all")
+    verified = run(hub, tmp_path, "out.gguf", *source, command=verify, HF_HUB_OFFLINE="1")
+    assert verified.returncode == 0 and verified.stdout.startswith("match: "), verified.stderr
 
 
 def test_a_download_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
