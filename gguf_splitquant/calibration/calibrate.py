@@ -32,7 +32,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 6
+_VERSION = 7
 """Raised whenever the same settings give other moments: part of the cache key."""
 
 _SLAB = 1536
@@ -176,9 +176,8 @@ def _calibrate(
         model,
         np.load(work / _TOKENS),
         row_scales(model, moments.sharing.keys()),
-        lambda name: np.diagonal(moments.matrix(name)),
+        moments,
         how.probing,
-        shares=lambda name: use.share if (use := moments.experts(name)) else None,
         n_threads=n_threads,
         progress=progress,
         records=work / _PROBES,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from ..errors import SplitQuantError
+from ..planning.curves import InputStatistics
 from ..progress import SILENT, Progress
 from ..records import Records
-from ..refining.metric import typical_salience
+from ..refining.metric import Feedback
 from ..runtime.engine import EngineOptions
 from ..runtime.threads import default_threads
 from .observer import ObservedEngine, Tensor, routing_of, rows_of, tensor_at
@@ -134,10 +136,9 @@ def measure_sensitivity(
     model: Path,
     tokens: I32,
     weights: Mapping[str, F32],
-    salience: Callable[[str], F32],
+    statistics: InputStatistics,
     how: Probing | None = None,
     *,
-    shares: Callable[[str], F64 | None] = lambda _name: None,
     n_threads: int | None = None,
     progress: Progress = SILENT,
     records: Path | None = None,
@@ -148,9 +149,8 @@ def measure_sensitivity(
         model: a GGUF file close to the float model.
         tokens: calibration text, int32 (sequences, length).
         weights: root mean square of each row, (rows,), by name of the weight; (experts, rows) of a stack.
-        salience: diagonal of H of a weight's input, (channels,).
+        statistics: second moments of the weights' inputs; of a stack also its experts' shares of all uses.
         how: amount of text and size of the errors.
-        shares: of a stack's uses, by expert, (experts,); None for other weights.
         n_threads: None is one per performance core.
         progress: counts tokens.
         records: file of the batches that are done: those in it are not measured again.
@@ -178,21 +178,22 @@ def measure_sensitivity(
     )
     norms: dict[str, float] = {}
 
+    @lru_cache(2)  # weights that read one input come close together; the factors are large
+    def feedback_of(source: str) -> Feedback:
+        return Feedback.of(statistics.matrix(source))
+
     def errors(name: str, inputs: F32, expert: int | None) -> F32:
         width = inputs.shape[1]
         rows = weights[name] if expert is None else weights[name][expert]
-        diagonal = salience(name)
-        # Every channel carries the same part of the loss, as after error feedback. The geometric mean keeps
-        # a few massive channels from blowing up the errors of all others.
-        typical = typical_salience(diagonal)
-        spread = np.sqrt(typical / np.maximum(diagonal, 1e-2 * typical))
+        feedback = feedback_of(statistics.input_of(name) or name)
         seed = [how.seed, len(rows), width]
         rng = np.random.default_rng(seed if expert is None else [*seed, expert])
         noise = rng.standard_normal((len(rows), width), np.float32)
-        power = _power(weights[name], shares(name))
-        norms[name] = float(how.strength**2 * power * np.vdot(spread**2, diagonal))
+        use = statistics.experts(name)
+        power = _power(weights[name], use.share if use else None)
+        norms[name] = float(how.strength**2 * power * np.vdot(feedback.spread, feedback.spread))
         # the noise has the shape of the weight, inputs and outputs are far smaller
-        disturbed: F32 = (inputs * spread.astype(np.float32)) @ noise.T
+        disturbed: F32 = feedback.outputs_of(inputs) @ noise.T
         disturbed *= np.float32(how.strength) * rows
         return disturbed
 

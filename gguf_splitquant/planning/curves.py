@@ -154,11 +154,10 @@ def _factoring() -> Iterator[ThreadPoolExecutor]:
 
 def _salience(statistics: InputStatistics, weight: str) -> tuple[I64, F64]:
     """The channels of a weight's input, most salient first, and what error feedback leaves of each."""
-    from ..refining.metric import conditional_variances
+    from ..refining.metric import Feedback
 
-    moments = statistics.matrix(weight)
-    order = np.argsort(-diagonal_of(moments), kind="stable")
-    return order, conditional_variances(moments, order)
+    feedback = Feedback.of(statistics.matrix(weight))
+    return feedback.order, feedback.spread**2
 
 
 def _sensitivities(

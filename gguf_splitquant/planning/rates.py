@@ -2,9 +2,9 @@
 
 The loss of quantizing a weight with error feedback is, to within a tenth, a constant of the type times
 ``sum_i d_i v_i``: d_i the part of an input channel's second moment that later channels cannot make good
-(:func:`~gguf_splitquant.refining.metric.conditional_variances`), v_i the channel's sum of squared weights.
-The constants were measured with :class:`~gguf_splitquant.refining.Refiner` on 25 weights of SmolLM2-135M
-(pseudo-float, reordered), all seven kinds, five layers; they are the medians.
+(the squared spread of :class:`~gguf_splitquant.refining.metric.Feedback`), v_i the channel's sum of squared
+weights. The constants were measured with :class:`~gguf_splitquant.refining.Refiner` on 25 weights of
+SmolLM2-135M (pseudo-float, reordered), all seven kinds, five layers; they are the medians.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits
 
 from ..errors import SplitQuantError
@@ -249,16 +250,46 @@ def _descent_sweep(scaled: F32, root: F64, clusters: Sequence[Cluster]) -> Sweep
     return Sweep(scaled, tuple(parts))
 
 
-def conditional_variances(moments: NDArray[Any], order: NDArray[np.int64], damping: float = DAMPING) -> F64:
-    """What is left of each channel's second moment once the later ones make good what they can: (cols,).
+@dataclass(frozen=True)
+class Feedback:
+    """What rounding errors of a weight's columns become under error feedback.
 
-    Rounding the channels in ``order`` costs ``sum_i variance_i * error_i**2``, as error feedback is the
-    Cholesky factorization of H. ``moments`` and ``damping`` are those of :func:`prepare`, and so are errors.
+    With ``H = M^T M`` (:func:`prepare`), feedback makes of independent errors ``e`` of the columns the error
+    matrix ``e D M^-T``, D the diagonal of M: as little of it as possible falls where the input is strong.
+
+    Attributes:
+        order: input channel that is visited i-th, (cols,).
+        spread: D, (cols,): its square is what is left of a channel's second moment once the later ones make
+            good what they can. Rounding the channels costs ``sum_i (spread_i * e_i)**2``.
+        root: square root of the damped diagonal, in ``order``.
+        factor: M of the moments scaled to a unit diagonal; None where they are only a diagonal.
     """
-    salience = _salience(moments)
-    damped = (salience + damping * typical_salience(salience))[order]
-    if moments.ndim == 1:
-        return damped
-    scaled = _unit_diagonal(moments, order, np.sqrt(damped))
-    variances: F64 = np.diagonal(_reverse_cholesky(scaled)).astype(np.float64) ** 2 * damped
-    return variances
+
+    order: NDArray[np.int64]
+    spread: F64
+    root: F64
+    factor: F32 | None
+
+    @classmethod
+    def of(
+        cls, moments: NDArray[Any], order: NDArray[np.int64] | None = None, damping: float = DAMPING
+    ) -> Feedback:
+        """Factor second moments. Arguments and errors are those of :func:`prepare`; by default the most
+        salient channel is visited first."""
+        salience = _salience(moments)
+        if order is None:
+            order = np.argsort(-salience, kind="stable")
+        root = np.sqrt((salience + damping * typical_salience(salience))[order])
+        if moments.ndim == 1:
+            return cls(order, root, root, None)
+        factor = _reverse_cholesky(_unit_diagonal(moments, order, root))
+        return cls(order, np.diagonal(factor).astype(np.float64) * root, root, factor)
+
+    def outputs_of(self, inputs: F32) -> F32:
+        """``D M^-T x`` for every row x of ``inputs``, float32 (tokens, cols) in and out: what the errors of
+        the columns, in visiting order, are multiplied with."""
+        scaled: Any = inputs[:, self.order] / self.root.astype(np.float32)
+        if self.factor is not None:
+            scaled = solve_triangular(self.factor, scaled.T, trans="T", lower=True, check_finite=False).T
+        result: F32 = scaled * self.spread.astype(np.float32)
+        return result

@@ -6,6 +6,8 @@ Every expert is a copy of the FFN: what it reads is known from the dense model a
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from gguf_splitquant.errors import GGUFError, SplitQuantError
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
 from gguf_splitquant.gguf_io.sharding import WHOLE
-from gguf_splitquant.planning.curves import weight_curves
+from gguf_splitquant.planning.curves import ExpertUse, weight_curves
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.refining.weights import WeightRefiner
 from gguf_splitquant.runtime.builds import BuildSpec, find_build
@@ -226,6 +228,26 @@ def test_an_expert_is_refined_on_what_it_reads(
     assert max(better) < 1 and np.mean(better) < 0.95, better
 
 
+@dataclass(frozen=True)
+class ReadsDown:
+    """Every weight reads what the stack of down projections reads."""
+
+    moments: Moments
+
+    @property
+    def sensitivity(self) -> Mapping[str, float]:
+        return {}
+
+    def input_of(self, weight: str) -> str | None:
+        return DOWN
+
+    def matrix(self, weight: str, expert: int | None = None) -> NDArray[np.float32]:
+        return self.moments.matrix(DOWN)
+
+    def experts(self, weight: str) -> ExpertUse | None:
+        return self.moments.experts(weight)
+
+
 def test_errors_of_a_stack_cost_what_they_cost_in_the_dense_layer(
     dense: Path, mixture: Path, text: NDArray[np.int32], moments: Moments
 ) -> None:
@@ -238,10 +260,9 @@ def test_errors_of_a_stack_cost_what_they_cost_in_the_dense_layer(
             model,
             text,
             scales,
-            lambda _name: np.diagonal(moments.matrix(DOWN)),
+            ReadsDown(moments),
             how,
             n_threads=1,
-            shares=lambda name: use.share if (use := moments.experts(name)) else None,
         )[name]
     # two experts' errors are independent, and each counts with its weight from the router, w and 1 - w:
     # w^2 + (1 - w)^2 of the dense model's divergence, between a half and one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,25 @@ def text(model: Path) -> NDArray[np.int32]:
     return own_text(model, OwnText(2, 48))
 
 
-def salience(name: str) -> NDArray[np.float32]:
-    return np.ones(768 if "ffn_down" in name else 288, np.float32)
+class Even:
+    """Inputs whose channels are independent and of one size."""
+
+    sensitivity: Mapping[str, float] = {}
+
+    def input_of(self, weight: str) -> str:
+        return weight
+
+    def matrix(self, weight: str, expert: int | None = None) -> NDArray[np.float32]:
+        return np.ones(768 if "ffn_down" in weight else 288, np.float32)
+
+    def experts(self, weight: str) -> None:
+        return None
 
 
 def measure(
     model: Path, text: NDArray[np.int32], names: list[str], how: Probing = PROBING
 ) -> dict[str, float]:
-    return measure_sensitivity(model, text, row_scales(model, names), salience, how)
+    return measure_sensitivity(model, text, row_scales(model, names), Even(), how)
 
 
 def test_the_divergence_grows_as_the_square_of_the_errors(model: Path, text: NDArray[np.int32]) -> None:
@@ -59,13 +71,12 @@ def test_no_weight_counts_for_nothing(model: Path, text: NDArray[np.int32]) -> N
     faint, loud = "blk.0.ffn_down.weight", "blk.3.attn_v.weight"
     rows[faint] = rows[faint] * np.float32(1e-12)
     rows["blk.0.attn_v.weight"] = np.zeros_like(rows["blk.0.attn_v.weight"])
-    found = measure_sensitivity(model, text, rows, salience, PROBING)
+    found = measure_sensitivity(model, text, rows, Even(), PROBING)
     assert all(0 < value < np.inf for value in found.values())
 
     def divergence(name: str) -> float:
-        return (
-            found[name] * PROBING.strength**2 * float(np.vdot(rows[name], rows[name])) * len(salience(name))
-        )
+        power = float(np.vdot(rows[name], rows[name])) * len(Even().matrix(name))
+        return found[name] * PROBING.strength**2 * power
 
     others = max(divergence(name) for name in (loud, "blk.5.attn_v.weight"))
     assert divergence(faint) == pytest.approx(1e-6 * others, rel=1e-3)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from gguf_splitquant.errors import SplitQuantError
 from gguf_splitquant.refining.metric import (
     Cluster,
+    Feedback,
     Sweep,
-    conditional_variances,
     prepare,
     typical_salience,
     visiting_order,
@@ -101,11 +101,30 @@ def test_broken_moments_are_refused(bad: float) -> None:
         prepare(h, whole(64, 32, 32), damping=0.01)
 
 
-def test_conditional_variances_are_the_first_sweeps_weights() -> None:
+def test_the_spread_of_feedback_is_the_first_sweeps_weights() -> None:
     h = moments(96)
     metric = prepare(h, whole(96, 32, 32), damping=0.02)
     expected = np.concatenate([f.weight.reshape(-1) for f in metric.first.factors])
-    np.testing.assert_allclose(conditional_variances(h, metric.order, 0.02), expected, rtol=1e-4)
+    np.testing.assert_allclose(Feedback.of(h, metric.order, 0.02).spread ** 2, expected, rtol=1e-4)
+
+
+def test_outputs_of_feedback_have_the_loss_of_its_errors() -> None:
+    """Errors e of the columns become e D M^-T; with inputs of moments H they cost sum((e_i D_i)**2)."""
+    h = moments(64)
+    feedback = Feedback.of(h, damping=0.0)
+    inputs = np.linalg.cholesky(h).T.astype(np.float32) * np.sqrt(np.float32(64))  # x^T x / 64 = H
+    outputs = feedback.outputs_of(inputs).astype(np.float64)
+    np.testing.assert_allclose(outputs.T @ outputs / 64, np.diag(feedback.spread**2), atol=2e-3)
+    assert (np.diff(np.diagonal(h)[feedback.order]) <= 0).all()
+
+
+def test_feedback_on_a_diagonal_leaves_errors_where_they_are() -> None:
+    salience = np.array([1.0, 9.0, 4.0])
+    feedback = Feedback.of(salience, damping=0.0)
+    assert feedback.order.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(feedback.spread, [3, 2, 1])
+    inputs = np.array([[1, 2, 3]], np.float32)
+    np.testing.assert_allclose(feedback.outputs_of(inputs), inputs[:, feedback.order])
 
 
 def test_few_massive_channels_do_not_move_the_typical_salience() -> None:
