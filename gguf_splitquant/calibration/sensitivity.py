@@ -3,9 +3,15 @@
 Error feedback measures its loss at the layer: ``tr(E H E^T)``. The divergence that it causes at the model's
 output is, to first order, that loss times a coefficient of the layer (the linearity theorem of HIGGS,
 arXiv 2411.17525, section 3: terms of different layers add up). The coefficient is measured here: random
-errors, shaped like those of error feedback, are added to one layer's output while llama.cpp computes, and
-the KL divergence of the next-token distributions is taken. Every sequence of a batch carries an error of its
-own, so a whole model costs about as many tokens as gathering its second moments.
+errors are added to one layer's output while llama.cpp computes, and the KL divergence of the next-token
+distributions is taken. Every sequence of a batch carries an error of its own, so a whole model costs about as
+many tokens as gathering its second moments.
+
+The errors have the shape that error feedback gives to rounding errors (:class:`~..refining.metric.Feedback`).
+That matters: most of an input's power is its mean, the same for every token. Plain random errors act on it
+most, as a shift that a softmax over keys does not even see; feedback avoids it. Measured with plain errors
+the sensitivity of keys came out at 0.6 of what it is beside the others', that of values at 0.17
+(SmolLM2-135M).
 """
 
 from __future__ import annotations
