@@ -35,7 +35,7 @@ from ..errors import SplitQuantError
 from ..planning.curves import InputStatistics
 from ..progress import SILENT, Progress
 from ..records import Records
-from ..refining.metric import Feedback
+from ..refining.metric import Feedback, blas_threads
 from ..runtime.engine import EngineOptions
 from ..runtime.threads import default_threads
 from .observer import ObservedEngine, Tensor, routing_of, rows_of, tensor_at
@@ -186,7 +186,8 @@ def measure_sensitivity(
 
     @lru_cache(2)  # weights that read one input come close together; the factors are large
     def feedback_of(source: str) -> Feedback:
-        return Feedback.of(statistics.matrix(source))
+        with blas_threads(1):  # a factor depends on the number of threads, and plans must not
+            return Feedback.of(statistics.matrix(source))
 
     def errors(name: str, inputs: F32, expert: int | None) -> F32:
         width = inputs.shape[1]
