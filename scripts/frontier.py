@@ -9,7 +9,8 @@ them with ``gguf-splitquant eval kld`` on held-out text, and writes a table, an 
 The first tokens of the text are scored; llama-quantize's importance matrix is made from the last part of its
 text, so both may be one file.
 Our own files see neither: they are calibrated on what the model writes itself. All embeddings are F16, so the
-linear layers are what differs. An interrupted run goes on where it stopped.
+linear layers are what differs. An interrupted run goes on where it stopped. Needs matplotlib
+(``pip install ".[plots]"``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 if not __package__:
@@ -211,6 +213,8 @@ if __name__ == "__main__":
     parser.add_argument("--page", type=Path, default=Path("docs/frontier.md"))
     parser.add_argument("--threads", type=int)
     chosen = parser.parse_args()
+    if find_spec("matplotlib") is None:
+        sys.exit('the plot needs matplotlib: pip install ".[plots]"')
     work = chosen.folder / chosen.model
     made = make_files(chosen.model, work, chosen.imatrix_text)
     measure(made, work, chosen.text, chosen.tokens, chosen.threads)
