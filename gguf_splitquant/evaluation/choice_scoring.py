@@ -10,6 +10,7 @@ where a continuation is scored.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,7 +157,10 @@ class _Tree:
     def __init__(self, batch: Sequence[ChoiceRequest], shared: int) -> None:
         self._tokens: list[int] = []
         self._positions: list[int] = []
+        self._parents: list[int] = []
+        """Per token: which one is before it; -1 at the beginning."""
         self._sequences: list[list[int]] = []
+        """Per token: the texts that it is in."""
         self._wanted: list[list[tuple[int, int]]] = []
         """Per token: pairs of (index of the score to add to, token whose log-probability is added)."""
         self._ends = np.cumsum([len(request.continuations) for request in batch])
@@ -171,6 +175,7 @@ class _Tree:
                         known[key] = len(self._tokens)
                         self._tokens.append(text[position])
                         self._positions.append(position)
+                        self._parents.append(here)
                         self._sequences.append([])
                         self._wanted.append([])
                     here = known[key]
@@ -182,25 +187,56 @@ class _Tree:
     def scores(self, engine: Engine) -> list[list[float]]:
         """Of each request; the engine's sequences are empty again afterwards, but for the first."""
         sequences = range(1, int(self._ends[-1]) + 1)
-        for sequence in sequences:
-            engine.copy_sequence(0, sequence)
         sums = np.zeros(len(sequences))
-        for start in range(0, len(self._tokens), engine.n_batch):
-            part = slice(start, start + engine.n_batch)
-            wanted = self._wanted[part]
-            rows = engine.decode(
-                self._tokens[part],
-                self._positions[part],
-                self._sequences[part],
-                [bool(pairs) for pairs in wanted],
-            )
-            for row, pairs in zip(rows, filter(None, wanted), strict=True):
-                log_sum = log_sum_exp(row)
-                for index, token in pairs:
-                    sums[index] += float(row[token]) - log_sum
+        if engine.is_recurrent:
+            self._branch_by_branch(engine, sums)
+        else:
+            for sequence in sequences:
+                engine.copy_sequence(0, sequence)
+            self._decode(engine, range(len(self._tokens)), self._sequences, sums)
         for sequence in sequences:
             engine.truncate_sequence(sequence)
         return [part.tolist() for part in np.split(sums, self._ends[:-1])]
+
+    def _branch_by_branch(self, engine: Engine, sums: NDArray[np.float64]) -> None:
+        """A state belongs to one sequence: where texts part, each goes on with a copy of it."""
+        first = [sequences[0] for sequences in self._sequences]
+        children = Counter(self._parents)
+        levels: dict[int, list[int]] = {}
+        level: list[int] = []
+        for token, parent in enumerate(self._parents):
+            # also where the first text of all ends, and a single other one goes on
+            parts = parent >= 0 and (children[parent] > 1 or first[parent] != first[token])
+            level.append(level[parent] + parts if parent >= 0 else 0)
+            levels.setdefault(level[token], []).append(token)
+        for _, tokens in sorted(levels.items()):
+            for token in tokens:
+                parent = self._parents[token]
+                source = 0 if parent < 0 else first[parent]
+                if source != first[token]:
+                    engine.copy_sequence(source, first[token])
+            self._decode(engine, tokens, [[sequence] for sequence in first], sums)
+
+    def _decode(
+        self,
+        engine: Engine,
+        chosen: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        sums: NDArray[np.float64],
+    ) -> None:
+        """Run some tokens, in their order, and add up what is wanted of their logits."""
+        for start in range(0, len(chosen), engine.n_batch):
+            part = chosen[start : start + engine.n_batch]
+            rows = engine.decode(
+                [self._tokens[i] for i in part],
+                [self._positions[i] for i in part],
+                [sequences[i] for i in part],
+                [bool(self._wanted[i]) for i in part],
+            )
+            for row, i in zip(rows, (i for i in part if self._wanted[i]), strict=True):
+                log_sum = log_sum_exp(row)
+                for index, token in self._wanted[i]:
+                    sums[index] += float(row[token]) - log_sum
 
 
 def log_sum_exp(row: NDArray[np.float32]) -> float:

@@ -226,6 +226,13 @@ class Engine:
         """The model expects :attr:`bos` before every text."""
         return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Some or all layers keep a state instead of all tokens (Mamba): a token cannot be in several
+        sequences."""
+        recurrent = self._lib.llama_model_is_recurrent(self._model)
+        return bool(recurrent or self._lib.llama_model_is_hybrid(self._model))
+
     def ends_text(self, token: int) -> bool:
         """``token`` ends a text or a turn (``llama_vocab_is_eog``)."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))

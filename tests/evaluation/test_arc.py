@@ -56,10 +56,13 @@ def _alone(engine: Engine, request: ChoiceRequest) -> list[float]:
     return scores
 
 
+@pytest.mark.parametrize("recurrent", [False, True], ids=["attention", "recurrent"])
 @pytest.mark.parametrize("examples", [(), EXAMPLES], ids=["zero-shot", "two-shot"])
 def test_sharing_changes_no_score(
-    float_gguf: Path, monkeypatch: pytest.MonkeyPatch, examples: tuple[Question, ...]
+    float_gguf: Path, monkeypatch: pytest.MonkeyPatch, examples: tuple[Question, ...], recurrent: bool
 ) -> None:
+    # branch by branch, as models with a state need it, gives the same with any model
+    monkeypatch.setattr(Engine, "is_recurrent", recurrent)
     requests = ArcEasy(QUESTIONS, examples).requests(float_gguf, QUESTIONS)
     assert shared_prefix(requests) >= (30 if examples else 2)
     with Engine(float_gguf, replace(EXACT, n_ctx=256, n_batch=256)) as engine:
