@@ -32,6 +32,7 @@ _INDEX = "index.json"
 _SENSITIVITY = "sensitivity.json"
 _FORMAT = 2
 _ROWS = 256
+_WAITING = ".waiting.npy"
 
 
 class MomentWriter:
@@ -61,30 +62,22 @@ class MomentWriter:
         # Few rows at a time cost a pass over the whole matrix each: they wait until there are enough
         for start in range(0, len(inputs), _ROWS):
             rows = inputs[start : start + _ROWS]
-            chosen = (
-                None if routing is None else Routing(routing.experts[start : start + _ROWS], routing.count)
-            )
             if total.waiting + len(rows) > _ROWS:
                 self._add(name, total)
             total.rows[total.waiting : total.waiting + len(rows)] = rows
             total.waiting += len(rows)
-            if chosen is not None:
-                total.routes.append(chosen)
+            if routing is not None:
+                total.routes.append(Routing(routing.experts[start : start + _ROWS], routing.count))
 
     def _begin(self, name: str, channels: int) -> _Sum:
         path = self.folder / f"{len(self._sums):05d}.npy"
-        matrix: F32 = open_memmap(path, mode="w+", dtype=np.float32, shape=(channels, channels))
-        _take_space(path)
-        rows: F32 = np.empty((0, 0), np.float32)
-        taken = matrix.nbytes + 4 * _ROWS * channels
+        matrix = _mapped(path, channels, channels)  # the result will need the space anyway
+        taken = 4 * channels * (channels + _ROWS)
         if taken <= self._memory:
             self._memory -= taken
-            matrix = np.zeros((channels, channels), np.float32)
-            rows = np.empty((_ROWS, channels), np.float32)
+            matrix, rows = np.zeros((channels, channels), np.float32), np.empty((_ROWS, channels), np.float32)
         else:
-            spill = path.with_suffix(".waiting")
-            rows = np.memmap(spill, np.float32, mode="w+", shape=(_ROWS, channels))
-            _take_space(spill)
+            rows = _mapped(path.with_suffix(_WAITING), _ROWS, channels)
         self._sums[name] = total = _Sum(path, matrix, rows, np.zeros(channels))
         return total
 
@@ -164,8 +157,7 @@ class _Sum:
             self.matrix.flush()
         else:
             np.save(self.path, self.matrix)
-        if isinstance(self.rows, np.memmap) and self.rows.filename is not None:
-            Path(self.rows.filename).unlink()
+        self.path.with_suffix(_WAITING).unlink(missing_ok=True)
 
 
 def _mirror(matrix: F32) -> None:
@@ -177,11 +169,14 @@ def _mirror(matrix: F32) -> None:
         matrix[rows, rows] = block + np.triu(block, 1).T
 
 
-def _take_space(path: Path) -> None:
-    """Take a file's space on the disk now: a full disk that memory is mapped to would end the process."""
+def _mapped(path: Path, rows: int, columns: int) -> F32:
+    """A matrix of zeros, float32 (rows, columns), in a new file that memory is mapped to."""
+    matrix: F32 = open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
+    # Take the space on the disk now: a full disk behind mapped memory would end the process
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return matrix
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,6 @@ def measure_sensitivity(
         disturbed *= np.float32(how.strength) * rows
         return disturbed
 
-    found: dict[str, float] = {}
     pairs = [(name, i) for name in probed for i in range(len(texts))]
     batches = [pairs[start : start + together] for start in range(0, len(pairs), together)]
     divergence: dict[str, list[float]] = {name: [] for name in probed}
@@ -234,8 +233,8 @@ def measure_sensitivity(
     means = {name: float(np.mean(values)) for name, values in divergence.items()}
     # below what the engine's own rounding hides: such weights come last, but they count
     least = _LEAST * max(means.values(), default=0.0)
-    for name, mean in means.items():
-        found[name] = max(mean, least) / (norms[name] or 1.0)  # a weight of zeros has no errors either
+    # a weight of zeros has no errors either
+    found = {name: max(mean, least) / (norms[name] or 1.0) for name, mean in means.items()}
     return _interpolated(found, weights)
 
 

@@ -215,13 +215,13 @@ class _Tree:
                 source = 0 if parent < 0 else first[parent]
                 if source != first[token]:
                     engine.copy_sequence(source, first[token])
-            self._decode(engine, tokens, [[sequence] for sequence in first], sums)
+            self._decode(engine, tokens, first, sums)
 
     def _decode(
         self,
         engine: Engine,
         chosen: Sequence[int],
-        sequences: Sequence[Sequence[int]],
+        sequences: Sequence[int] | Sequence[Sequence[int]],
         sums: NDArray[np.float64],
     ) -> None:
         """Run some tokens, in their order, and add up what is wanted of their logits."""

@@ -186,7 +186,7 @@ def test_statistics_do_not_depend_on_where_they_grow(tmp_path: Path, routed: boo
             for name, values in inputs.items():
                 writer(name, values[rows], Routing(experts[rows], 4) if routed else None)
         found.append(writer.finish({name: name for name in inputs}, {}))
-        assert not list(folder.glob("*.waiting"))
+        assert not list(folder.glob("*.waiting.npy"))
     for name, values in inputs.items():
         exact = values.T.astype(np.float64) @ values / 700
         np.testing.assert_allclose(found[0].matrix(name), exact, rtol=0, atol=1e-5)

@@ -14,6 +14,7 @@ from gguf_splitquant.calibration.imatrix import imatrix_for, read_imatrix, write
 from gguf_splitquant.errors import GGUFError, SplitQuantError
 from gguf_splitquant.planning import plan_refined
 from gguf_splitquant.recipe import Recipe
+from tests.gguf_files import one_tensor
 from tests.sample_models import small_model
 
 
@@ -101,13 +102,6 @@ def test_an_imatrix_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_is_not_an_imatrix(tmp_path: Path) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tensor("blk.0.attn_q.weight", np.ones((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    one_tensor(tmp_path / "model.gguf", "llama", "blk.0.attn_q.weight")
     with pytest.raises(GGUFError, match="not an imatrix"):
         read_imatrix(tmp_path / "model.gguf")

@@ -13,7 +13,7 @@ from gguf_splitquant.errors import EngineError, GGUFError
 from gguf_splitquant.runtime import engine as engine_module
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from gguf_splitquant.runtime.library import load_llama_cpp
-from tests.gguf_files import FLOAT, convert_once
+from tests.gguf_files import FLOAT, convert_once, one_tensor
 
 pytestmark = pytest.mark.engine
 
@@ -142,13 +142,7 @@ def test_is_silent_and_gives_the_log_back(
 
 def of_no_architecture(folder: Path) -> Path:
     """A sound GGUF file that llama.cpp cannot load."""
-    writer = gguf.GGUFWriter(folder / "unheard-of.gguf", "unheard-of")
-    writer.add_tensor("a.weight", np.ones((2, 32), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return folder / "unheard-of.gguf"
+    return one_tensor(folder / "unheard-of.gguf", "unheard-of", "a.weight")
 
 
 def text_file(folder: Path) -> Path:
