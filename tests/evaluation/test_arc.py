@@ -45,7 +45,7 @@ EXAMPLES = (
 )
 
 
-def _alone(engine: Engine, request: ChoiceRequest) -> list[float]:
+def one_by_one(engine: Engine, request: ChoiceRequest) -> list[float]:
     """The plain way: every choice is a text of its own, all its logits at once."""
     scores = []
     for continuation in request.continuations:
@@ -66,7 +66,7 @@ def test_sharing_changes_no_score(
     requests = ArcEasy(QUESTIONS, examples).requests(float_gguf, QUESTIONS)
     assert shared_prefix(requests) >= (30 if examples else 2)
     with Engine(float_gguf, replace(EXACT, n_ctx=256, n_batch=256)) as engine:
-        expected = [_alone(engine, request) for request in requests]
+        expected = [one_by_one(engine, request) for request in requests]
     # many passes per batch, a few questions per batch, all questions in one
     for batch_tokens in (16, 48, 384):
         monkeypatch.setattr(choice_scoring, "BATCH_TOKENS", batch_tokens)
