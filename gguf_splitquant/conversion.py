@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from itertools import zip_longest
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from .calibration.names import HEAD
 from .errors import CheckpointError
+from .lookahead import one_ahead
 from .packing.sublayers import SubLayerPacker
 from .planning.curves import InputStatistics
 from .planning.plan import Plan, TensorPlan
@@ -30,7 +32,7 @@ from .splitting.values import fit_value_split, float_sub_layers
 from .working_set import WorkingSet, has_matrix
 
 if TYPE_CHECKING:
-    from .refining.weights import WeightRefiner
+    from .refining.weights import RefinedRows, WeightRefiner
 
 
 class TensorSink(Protocol):
@@ -42,6 +44,25 @@ class TensorSink(Protocol):
 
 Complete = Callable[[str, Sequence[str], float | None], None]
 """Takes the name of a weight that is done, the tensors that it became, its relative error if it has one."""
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """Rows of a tensor that is refined.
+
+    Attributes:
+        index: of the tensor, in the order in which they are refined.
+        first: number of the first row, counted over all experts of a stack.
+        expert: of a stack, the one that the rows belong to.
+        weight: float32 (rows, columns).
+        ends: these are the tensor's last rows.
+    """
+
+    index: int
+    first: int
+    expert: int | None
+    weight: NDArray[np.float32]
+    ends: bool
 
 
 class Conversion:
@@ -119,32 +140,28 @@ class Conversion:
 
         ordered = self._by_input(tensors)
         working = WorkingSet.under(memory_limit, self._plan, threads)
-        with blas_threads(1), WeightRefiner(self._statistics, threads) as refiner:
-            for plan, following in zip_longest(ordered, ordered[1:]):
-                # with a limit, not the factors of two inputs at once
-                if following is not None and memory_limit is None:
-                    pieces, order = _clusters(following)
-                    shape = following.source.shape
-                    expert = 0 if len(shape) > 2 else None
-                    refiner.expect(self._reads(following), shape[-1], pieces, order, expert)
-                self._refine_tensor(plan, refiner, working)
-
-    def _refine_tensor(self, plan: TensorPlan, refiner: WeightRefiner, working: WorkingSet) -> None:
         lost: list[float] = []
         power: list[float] = []
-        rows = working.rows(plan, has_matrix(self._statistics, self._reads(plan)))
-        stack = len(plan.source.shape) > 2
-        step = 1 if stack else rows  # an expert is read as a whole
-        for first in range(0, plan.source.shape[0], step):
-            raw = plan.source.read_rows(first, min(first + step, plan.source.shape[0]))
-            check_finite(plan.source, first, raw)
-            matrix = raw.reshape(-1, raw.shape[-1])
-            above = first * len(matrix) // len(raw)
-            for start in range(0, len(matrix), rows):
-                some = matrix[start : start + rows]
-                expert = first if stack else None
-                self._refine_rows(plan, refiner, above + start, some, expert, lost, power)
-            self._advance(plan, raw)
+        slabs = self._slabs(ordered, working)
+        if memory_limit is None:  # otherwise neither the next rows nor the factors of two inputs at once
+            slabs = one_ahead(slabs)
+        with closing(slabs), blas_threads(1), WeightRefiner(self._statistics, threads) as refiner:
+            for slab in slabs:
+                plan = ordered[slab.index]
+                if memory_limit is None and slab.first == 0 and slab.index + 1 < len(ordered):
+                    coming = ordered[slab.index + 1]
+                    pieces, order = _clusters(coming)
+                    shape = coming.source.shape
+                    expert = 0 if len(shape) > 2 else None
+                    refiner.expect(self._reads(coming), shape[-1], pieces, order, expert)
+                rows = self._refine_slab(plan, slab, refiner)
+                lost.extend(rows.errors)
+                power.extend(rows.powers)
+                if slab.ends:
+                    self._finish_refined(plan, lost, power)
+                    lost, power = [], []
+
+    def _finish_refined(self, plan: TensorPlan, lost: Sequence[float], power: Sequence[float]) -> None:
         if plan.order is not None and len(plan.outputs) > len(plan.sub_layers):
             self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
         # exact sums: they do not depend on how many rows there were at a time
@@ -152,28 +169,34 @@ class Conversion:
         self._record_error(plan, math.fsum(lost) / total if total else 0.0)
         self._finish(plan)
 
-    def _refine_rows(
-        self,
-        plan: TensorPlan,
-        refiner: WeightRefiner,
-        first: int,
-        raw: NDArray[Any],
-        expert: int | None,
-        lost: list[float],
-        power: list[float],
-    ) -> None:
-        """Quantize and write some rows; append sums of squares, of errors and of weights."""
+    def _slabs(self, tensors: Sequence[TensorPlan], working: WorkingSet) -> Generator[_Slab, None, None]:
+        """The rows of refined tensors, read and ready."""
+        for index, plan in enumerate(tensors):
+            rows = working.rows(plan, has_matrix(self._statistics, self._reads(plan)))
+            outer, stack = plan.source.shape[0], len(plan.source.shape) > 2
+            step = 1 if stack else rows  # an expert is read as a whole
+            for first in range(0, outer, step):
+                raw = plan.source.read_rows(first, min(first + step, outer))
+                check_finite(plan.source, first, raw)
+                matrix = raw.reshape(-1, raw.shape[-1])
+                above = first * len(matrix) // len(raw)
+                for start in range(0, len(matrix), rows):
+                    weight = to_float32(matrix[start : start + rows], plan.source.dtype)
+                    ends = first + len(raw) == outer and start + rows >= len(matrix)
+                    yield _Slab(index, above + start, first if stack else None, weight, ends)
+
+    def _refine_slab(self, plan: TensorPlan, slab: _Slab, refiner: WeightRefiner) -> RefinedRows:
+        """Quantize and write some rows."""
         pieces, order = _clusters(plan)
-        weight = to_float32(raw, plan.source.dtype)
         if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
             # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
-            rows = refiner.round(weight, pieces[0][0])
+            rows = refiner.round(slab.weight, pieces[0][0])
         else:
-            rows = refiner.refine(self._reads(plan), weight, pieces, order, expert)
-        lost.extend(rows.errors)
-        power.extend(rows.powers)
-        for output, slab in zip(plan.sub_layers, rows.packed, strict=True):
-            self._sink.write(output.name, first * output.row_bytes, slab.data)
+            rows = refiner.refine(self._reads(plan), slab.weight, pieces, order, slab.expert)
+        for output, packed in zip(plan.sub_layers, rows.packed, strict=True):
+            self._sink.write(output.name, slab.first * output.row_bytes, packed.data)
+        self._advance(plan, slab.weight.size * plan.source.dtype.itemsize)
+        return rows
 
     def _reads(self, plan: TensorPlan) -> str:
         """The name under which the statistics know a weight."""
@@ -220,7 +243,7 @@ class Conversion:
             check_finite(plan.source, first_row, raw)
             data = raw if as_it_is else _as_float(to_float32(raw, plan.source.dtype), qtype)
             self._write_slab(plan, first_row, [data])
-            self._advance(plan, raw)
+            self._advance(plan, raw.nbytes)
 
     def _write_float_split(self, plan: TensorPlan) -> None:
         """Value split without quantization: the sub-layers as F32."""
@@ -229,7 +252,7 @@ class Conversion:
             layers = float_sub_layers(to_float32(raw, plan.source.dtype), split)
             nothing = np.full(raw.shape, -0.0, np.float32)
             self._write_slab(plan, first_row, layers + [nothing] * (len(plan.outputs) - split.k))
-            self._advance(plan, raw)
+            self._advance(plan, raw.nbytes)
         self._record_error(plan, 0.0)
 
     def _write_linear(self, plan: TensorPlan) -> None:
@@ -245,7 +268,7 @@ class Conversion:
             # a weight with fewer distinct values than clusters: all-zero bytes decode to zeros
             empty = np.zeros_like(packed[0])
             self._write_slab(plan, first_row, packed + [empty] * (len(plan.outputs) - split.k))
-            self._advance(plan, raw)
+            self._advance(plan, raw.nbytes)
         power = float(np.sum(histogram.counts * histogram.values**2))
         error = packer.squared_error(histogram)
         self._record_error(plan, error / power if power else 0.0)
@@ -259,11 +282,11 @@ class Conversion:
         with self._lock:
             self.relative_errors[plan.source.name] = error
 
-    def _advance(self, plan: TensorPlan, raw: NDArray[Any]) -> None:
+    def _advance(self, plan: TensorPlan, nbytes: int) -> None:
         if self._stop.is_set():
             raise _StoppedError
         with self._lock:
-            self._progress.advance(raw.nbytes, plan.source.name)
+            self._progress.advance(nbytes, plan.source.name)
 
 
 def _as_float(values: NDArray[np.float32], qtype: GGMLQuantizationType) -> NDArray[Any]:

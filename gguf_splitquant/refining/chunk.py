@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..sums import sum_of_squares
 from .blocks import Blocks, BlockType
 from .kernels import LANES, ROUND_F16, ROUND_FREE, ROUND_LATTICE, solve_block
 from .metric import BlockFactors, Metric, Sweep
@@ -43,6 +44,7 @@ class _Part:
 
     def __init__(self, kind: type[BlockType], start: int, places: NDArray[np.int64], lanes: int) -> None:
         self.kind, self.start, self.places = kind, start, places
+        self.in_order = bool((np.diff(places) == 1).all())
         columns = len(places)
         self.stop = start + columns
         self.codes = np.zeros((columns, lanes), np.uint8)
@@ -149,8 +151,11 @@ class _Part:
         per_block = kind.block // kind.sub
 
         def in_file_order(values: NDArray[Any], group: int) -> NDArray[Any]:
-            restored = np.empty((rows, len(values)), values.dtype)
-            restored[:, self.places[::group] // group] = values[:, :rows].T
+            visited = np.ascontiguousarray(values[:, :rows].T)
+            if self.in_order:
+                return visited
+            restored = np.empty_like(visited)
+            restored[:, self.places[::group] // group] = visited
             return restored
 
         blocks = Blocks(
@@ -175,7 +180,8 @@ class Chunk:
         self.metric, self.rows = metric, len(weight)
         lanes = -(-self.rows // LANES) * LANES
         self.weight = np.zeros((weight.shape[1], lanes), np.float32)
-        self.weight[:, : self.rows] = weight.T[metric.order]
+        in_order = (np.diff(metric.order) == 1).all()
+        self.weight[:, : self.rows] = weight.T if in_order else weight.T[metric.order]
         self.deviation = np.zeros_like(self.weight)
         self.error = 0.0
         self.parts: list[_Part] = []
@@ -189,6 +195,11 @@ class Chunk:
             assert self.metric.later is not None
             self._sweep(self.metric.later, first=False)
         return [part.pack(self.rows) for part in self.parts]
+
+    def squared_errors(self, rows: int) -> list[float]:
+        """``sum((w - q)**2)`` of every ``rows`` rows, once they are quantized."""
+        edges = range(0, self.rows, rows)
+        return [sum_of_squares(self.deviation[:, i : min(i + rows, self.rows)]) for i in edges]
 
     def _sweep(self, sweep: Sweep, first: bool) -> None:
         for part, factors in zip(self.parts, sweep.factors, strict=True):

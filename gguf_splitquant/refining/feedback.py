@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from ..runtime.threads import default_threads
+from ..sums import sum_of_squares
 from .blocks import block_type
 from .chunk import Chunk
 from .kernels import LANES
@@ -31,7 +33,11 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 REVISITS = 2
-CHUNK_ROWS = 8 * LANES
+CHUNK_ROWS = 2 * LANES
+"""Rows that are quantized together: few enough that narrow weights keep several threads at work."""
+
+ERROR_ROWS = 64
+"""Rows whose errors are one figure: divides the rows of a chunk."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,15 @@ class Refined:
         packed: bytes of each cluster's blocks, uint8 (rows, bytes per row), as GGUF tensors store them.
         error: ``tr((W - Q) H (W - Q)^T)`` with the damped H, where H is second moments per token: the mean
             squared error of the layer's output, summed over its rows.
+        errors: ``sum((w - q)**2)`` of every :data:`ERROR_ROWS` rows. Feedback trades that for a smaller
+            ``error``.
+        powers: ``sum(w**2)`` of them.
     """
 
     packed: tuple[U8, ...]
     error: float
+    errors: list[float]
+    powers: list[float]
 
 
 class Refiner:
@@ -126,12 +137,15 @@ class Refiner:
             for kind, places in zip(self.types, self.metric.places, strict=True)
         )
 
-        def work(start: int) -> float:
-            chunk = Chunk(self.types, self.metric, weight[start : start + CHUNK_ROWS])
+        def work(start: int) -> tuple[float, list[float], list[float]]:
+            rows = weight[start : start + CHUNK_ROWS]
+            chunk = Chunk(self.types, self.metric, rows)
             for whole, part in zip(packed, chunk.solve(self.revisits), strict=True):
                 whole[start : start + CHUNK_ROWS] = part
-            return chunk.error
+            powers = [sum_of_squares(rows[i : i + ERROR_ROWS]) for i in range(0, len(rows), ERROR_ROWS)]
+            return chunk.error, chunk.squared_errors(ERROR_ROWS), powers
 
         # Each thread does whole chunks with single-threaded BLAS: no barriers, and numba needs no pool
         with blas_threads(1), ThreadPoolExecutor(self.threads) as pool:
-            return Refined(packed, sum(pool.map(work, starts)))
+            losses, errors, powers = zip(*pool.map(work, starts), strict=True)
+        return Refined(packed, sum(losses), list(chain(*errors)), list(chain(*powers)))

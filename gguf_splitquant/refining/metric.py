@@ -139,10 +139,14 @@ def prepare(moments: NDArray[Any], clusters: Sequence[Cluster], damping: float) 
         SplitQuantError: NaN, infinity, or a matrix that is far from positive definite.
     """
     diagonal = _salience(moments)
-    places = tuple(visiting_order(diagonal[c.channels], c.sub, c.block) for c in clusters)
+    apart = moments.ndim == 1  # columns do not interact, and no order is better than the file's
+    places = tuple(
+        np.arange(len(c.channels)) if apart else visiting_order(diagonal[c.channels], c.sub, c.block)
+        for c in clusters
+    )
     order = np.concatenate([c.channels[place] for c, place in zip(clusters, places, strict=True)])
     damped = (diagonal + damping * typical_salience(diagonal))[order]
-    if moments.ndim == 1:
+    if apart:
         return Metric(order, places, _diagonal_sweep(damped, clusters), None)
     root = np.sqrt(damped)
     scaled = _unit_diagonal(moments, order, root)

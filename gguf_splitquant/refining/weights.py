@@ -20,12 +20,9 @@ from ..errors import RecipeError
 from ..planning.curves import InputStatistics, diagonal_of
 from ..sums import sum_of_squares
 from .blocks import refinable
-from .feedback import Refiner, TypedCluster
+from .feedback import ERROR_ROWS, Refiner, TypedCluster
 from .ggml import quantize_with_ggml
 from .metric import DAMPING, typical_salience
-
-ERROR_ROWS = 64
-"""Rows whose errors are one figure: divides the pieces of rows that are quantized together."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,8 @@ class RefinedRows:
 
     Attributes:
         packed: the bytes of each cluster, uint8 ``(rows, row_bytes)``.
-        errors: sum((w - decoded)**2) of every :data:`ERROR_ROWS` rows. Error feedback trades that figure for
-            a smaller error of the layer's output.
-        powers: sum(w**2) of them.
+        errors: ``sum((w - q)**2)`` of every ``ERROR_ROWS`` rows.
+        powers: ``sum(w**2)`` of them.
     """
 
     packed: tuple[NDArray[np.uint8], ...]
@@ -109,11 +105,10 @@ class WeightRefiner:
         """
         expert = self._own_expert(name, expert)
         clusters = _clusters(weight.shape[1], pieces, order)
-        packed: tuple[NDArray[np.uint8], ...]
         if _by_feedback(pieces):
-            packed = self._refiner_for(name, clusters, weight.shape[1], expert).refine(weight).packed
-        else:
-            packed = self._with_ggml(name, weight, clusters, expert)
+            refined = self._refiner_for(name, clusters, weight.shape[1], expert).refine(weight)
+            return RefinedRows(refined.packed, refined.errors, refined.powers)
+        packed = self._with_ggml(name, weight, clusters, expert)
 
         def error(rows: slice) -> float:
             return sum(

@@ -49,8 +49,9 @@ ALWAYS_F32 = (
 def to_float32(raw: NDArray[Any], dtype: FloatType) -> NDArray[np.float32]:
     """Raw values of ``dtype`` as float32 (exact). Same shape; float32 input is returned as it is."""
     if dtype is FloatType.BF16:
-        widened: NDArray[np.float32] = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return widened
+        # in one pass: widened first and shifted then, it takes four times as long
+        widened: NDArray[np.uint32] = np.left_shift(raw, np.uint32(16), dtype=np.uint32)
+        return widened.view(np.float32)
     return raw.astype(np.float32, copy=False)
 
 
