@@ -135,7 +135,7 @@ class Conversion:
         if not tensors:
             return
         # numba and its compiler: only for those who need them
-        from .refining.metric import blas_threads
+        from .linear_algebra import blas_threads
         from .refining.weights import WeightRefiner
 
         ordered = self._by_input(tensors)

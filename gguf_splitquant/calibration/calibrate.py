@@ -202,7 +202,7 @@ def write_and_gather(
     Returns:
         The text, int32 (sequences, length), and the moments; the last token of each sequence is not read.
     """
-    writer = MomentWriter(folder, how.weighting, memory)
+    writer = MomentWriter(folder, how.weighting, memory, n_threads)
     with ObservedEngine(model, writing_options(how.own, n_threads), writer) as engine:
         opening = chat_opening(model) if how.chat else None
         tokens = write_own_text(engine, how.own, opening, progress)
@@ -253,7 +253,7 @@ def gather(
         n_sequences=together,
         n_threads=n_threads,
     )
-    writer = MomentWriter(folder, weighting, memory)
+    writer = MomentWriter(folder, weighting, memory, n_threads)
     with ObservedEngine(model, options, writer) as engine:
         progress.start("gathering statistics of layer inputs", tokens.size, "tok")
         for first in range(0, count, together):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from scipy.linalg.blas import ssyrk  # type: ignore[import-untyped]
 
 from ..errors import EngineError, SplitQuantError
+from ..linear_algebra import add_gram_rows, blas_threads
 from ..planning.curves import ExpertUse
+from ..runtime.threads import default_threads
 from .experts import Routing, RowWriter, expert_energy, expert_matrix, expert_use
 
 F32 = NDArray[np.float32]
@@ -32,6 +34,9 @@ _INDEX = "index.json"
 _SENSITIVITY = "sensitivity.json"
 _FORMAT = 2
 _ROWS = 256
+_STRIP = 256
+"""Rows of a matrix that one thread adds to at a time: more than half of what they compute is the triangle."""
+
 _WAITING = ".waiting.npy"
 
 
@@ -43,9 +48,13 @@ class MomentWriter:
         weighting: what each token counts.
         memory: bytes that may grow in the process's memory; what goes beyond them grows in mapped files. The
             result does not depend on it.
+        threads: that add; None: one per performance core. Nor does it depend on them.
     """
 
-    def __init__(self, folder: Path, weighting: TokenWeighting, memory: int = 0) -> None:
+    def __init__(
+        self, folder: Path, weighting: TokenWeighting, memory: int = 0, threads: int | None = None
+    ) -> None:
+        self._threads = threads or default_threads()
         self.folder = folder
         self.weighting = weighting
         self._memory = memory
@@ -62,8 +71,9 @@ class MomentWriter:
         # Few rows at a time cost a pass over the whole matrix each: they wait until there are enough
         for start in range(0, len(inputs), _ROWS):
             rows = inputs[start : start + _ROWS]
-            if total.waiting + len(rows) > _ROWS:
-                self._add(name, total)
+            total.coming = len(rows)
+            if total.full:
+                self._add([s for s in self._sums.values() if s.full])
             total.rows[total.waiting : total.waiting + len(rows)] = rows
             total.waiting += len(rows)
             if routing is not None:
@@ -78,40 +88,44 @@ class MomentWriter:
             matrix, rows = np.zeros((channels, channels), np.float32), np.empty((_ROWS, channels), np.float32)
         else:
             rows = _mapped(path.with_suffix(_WAITING), _ROWS, channels)
-        self._sums[name] = total = _Sum(path, matrix, rows, np.zeros(channels))
+        self._sums[name] = total = _Sum(name, path, matrix, rows, np.zeros(channels))
         return total
 
-    def _add(self, name: str, total: _Sum) -> None:
-        inputs = total.rows[: total.waiting]
-        weighted = self.weighting.apply(inputs)
-        # In place and one triangle only: seven times faster than numpy's product and sum of 8192 channels.
-        # BLAS counts columns first: the transposed views are the same numbers where they lie.
-        ssyrk(1.0, weighted.T, beta=1.0, c=total.matrix.T, lower=1, overwrite_c=1)
-        total.energy += np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
-        total.tokens += len(inputs)
-        if total.routes:
-            if name not in self._stacks:
-                stem = total.path.with_name(f"{total.path.stem}-experts")
-                self._stacks[name] = RowWriter(stem, total.routes[0].count, inputs.shape[1])
-            self._stacks[name].add(inputs, weighted, np.concatenate([r.experts for r in total.routes]))
-        total.waiting = 0
-        total.routes.clear()
+    def _add(self, totals: Sequence[_Sum]) -> None:
+        """Add what waits: threads share the sums, and strips of them."""
+        with blas_threads(1), ThreadPoolExecutor(self._threads) as pool:
+            weighted = list(pool.map(lambda total: total.take(self.weighting), totals))
+            strips = [
+                (total.matrix, rows, start, min(start + _STRIP, len(total.matrix)))
+                for total, rows in zip(totals, weighted, strict=True)
+                for start in range(0, len(total.matrix), _STRIP)
+            ]
+            for _ in pool.map(lambda strip: add_gram_rows(*strip), strips):
+                pass
+        for total, rows in zip(totals, weighted, strict=True):
+            if total.routes:
+                inputs = total.rows[: total.waiting]
+                if total.name not in self._stacks:
+                    stem = total.path.with_name(f"{total.path.stem}-experts")
+                    self._stacks[total.name] = RowWriter(stem, total.routes[0].count, inputs.shape[1])
+                experts = np.concatenate([r.experts for r in total.routes])
+                self._stacks[total.name].add(inputs, rows, experts)
+            total.waiting = 0
+            total.routes.clear()
 
     def finish(self, sharing: Mapping[str, str], about: Mapping[str, Any]) -> Moments:
         """Divide by the tokens, write the index, open the result."""
         files = {name: total.path.name for name, total in self._sums.items()}
         tokens: dict[str, int] = {}
         energy: dict[str, Any] = {}
-        while self._sums:
-            # one after the other: each leaves memory before the next is written
-            name = next(iter(self._sums))
-            total = self._sums[name]
-            if total.waiting:
-                self._add(name, total)
+        self._add([total for total in self._sums.values() if total.waiting])
+        for name, total in self._sums.items():
             tokens[name] = total.tokens
             energy[name] = total.energy / total.tokens
-            total.write()
-            del self._sums[name]
+        with ThreadPoolExecutor(self._threads) as pool:
+            # each leaves memory when it is written
+            for _ in pool.map(lambda name: self._sums.pop(name).write(), list(self._sums)):
+                pass
         for stack in self._stacks.values():
             stack.finish()
         np.savez(self.folder / "energy.npz", **energy)
@@ -132,22 +146,38 @@ class _Sum:
     """The growing second moments of one input.
 
     Attributes:
+        name: of the weight that it is gathered under.
         path: of the result.
         matrix: the sum so far, one triangle of it: float32 (channels, channels).
         rows: room for rows that are not in it yet: float32 (_ROWS, channels).
         energy: sum of squares of each channel.
         waiting: how many of ``rows`` are taken.
+        coming: how many come next, as far as one can tell.
         tokens: rows in the sum.
         routes: which experts read the waiting rows.
     """
 
+    name: str
     path: Path
     matrix: F32
     rows: F32
     energy: F64
     waiting: int = 0
+    coming: int = 0
     tokens: int = 0
     routes: list[Routing] = field(default_factory=list)
+
+    @property
+    def full(self) -> bool:
+        """There is no room for what comes next."""
+        return self.waiting + self.coming > _ROWS
+
+    def take(self, weighting: TokenWeighting) -> F32:
+        """Count the waiting rows, and return them as they count in the sum: float32 (rows, channels)."""
+        inputs = self.rows[: self.waiting]
+        self.energy += np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
+        self.tokens += len(inputs)
+        return weighting.apply(inputs)
 
     def write(self) -> None:
         """Divide by the tokens and put the whole matrix into its file."""

@@ -32,10 +32,11 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from ..errors import SplitQuantError
+from ..linear_algebra import blas_threads
 from ..planning.curves import InputStatistics
 from ..progress import SILENT, Progress
 from ..records import Records
-from ..refining.metric import Feedback, blas_threads
+from ..refining.metric import Feedback
 from ..runtime.engine import EngineOptions
 from ..runtime.threads import default_threads
 from .observer import ObservedEngine, Tensor, routing_of, rows_of, tensor_at

@@ -143,7 +143,7 @@ def _factoring() -> Iterator[ThreadPoolExecutor]:
     """Threads that factor second moments, two inputs at a time: more would cost memory. Each computes alone,
     because sums, and so decisions, must not depend on the number of threads."""
     # imported late: scipy takes its time, and the value split plans without it
-    from ..refining.metric import blas_threads
+    from ..linear_algebra import blas_threads
 
     with blas_threads(1), ThreadPoolExecutor(2, thread_name_prefix="factor") as pool:
         try:

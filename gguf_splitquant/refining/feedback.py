@@ -22,12 +22,13 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
+from ..linear_algebra import blas_threads
 from ..runtime.threads import default_threads
 from ..sums import sum_of_squares
 from .blocks import block_type
 from .chunk import Chunk
 from .kernels import LANES
-from .metric import DAMPING, Cluster, Metric, blas_threads, prepare
+from .metric import DAMPING, Cluster, Metric, prepare
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

@@ -19,18 +19,16 @@ So both sweeps are the same loop with another coupling matrix and another factor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
-from threadpoolctl import threadpool_limits
 
 from ..errors import SplitQuantError
+from ..linear_algebra import cholesky_in_place
 from ..planning.curves import diagonal_of
-from .lapack import cholesky_in_place
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -100,13 +98,6 @@ class Metric:
     places: tuple[NDArray[np.int64], ...]
     first: Sweep
     later: Sweep | None
-
-
-@contextmanager
-def blas_threads(count: int) -> Iterator[None]:
-    """Linear algebra with so many threads."""
-    with threadpool_limits(limits=count, user_api="blas"):
-        yield
 
 
 def visiting_order(salience: NDArray[Any], sub: int, block: int) -> NDArray[np.int64]:

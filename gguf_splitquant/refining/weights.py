@@ -43,8 +43,8 @@ class RefinedRows:
 class WeightRefiner:
     """Quantizes the weights of one model. A context manager: leaving it ends its threads.
 
-    Linear algebra has to be held to one thread around it (:func:`~.metric.blas_threads`), since that is a
-    setting of the whole process and two threads use it here.
+    Linear algebra has to be held to one thread around it (:func:`~..linear_algebra.blas_threads`), since
+    that is a setting of the whole process and two threads use it here.
 
     Args:
         statistics: of the layer inputs; None, or a weight that they lack: every channel counts the same.
