@@ -32,7 +32,11 @@ from .splitting.values import fit_value_split, float_sub_layers
 from .working_set import WorkingSet, has_matrix
 
 if TYPE_CHECKING:
-    from .refining.weights import RefinedRows, WeightRefiner
+    from .refining.weights import ExpectedWeight, RefinedRows, WeightRefiner
+
+
+_FORESIGHT = 3
+"""Weights to look ahead for the next layer input: query, key and value share one."""
 
 
 class TensorSink(Protocol):
@@ -148,12 +152,9 @@ class Conversion:
         with closing(slabs), blas_threads(1), WeightRefiner(self._statistics, threads) as refiner:
             for slab in slabs:
                 plan = ordered[slab.index]
-                if memory_limit is None and slab.first == 0 and slab.index + 1 < len(ordered):
-                    coming = ordered[slab.index + 1]
-                    pieces, order = _clusters(coming)
-                    shape = coming.source.shape
-                    expert = 0 if len(shape) > 2 else None
-                    refiner.expect(self._reads(coming), shape[-1], pieces, order, expert)
+                if memory_limit is None and slab.first == 0:
+                    following = ordered[slab.index + 1 : slab.index + 1 + _FORESIGHT]
+                    refiner.expect([self._expected(t) for t in following])
                 rows = self._refine_slab(plan, slab, refiner)
                 lost.extend(rows.errors)
                 power.extend(rows.powers)
@@ -197,6 +198,13 @@ class Conversion:
             self._sink.write(output.name, slab.first * output.row_bytes, packed.data)
         self._advance(plan, slab.weight.size * plan.source.dtype.itemsize)
         return rows
+
+    def _expected(self, plan: TensorPlan) -> ExpectedWeight:
+        from .refining.weights import ExpectedWeight
+
+        shape = plan.source.shape
+        expert = 0 if len(shape) > 2 else None
+        return ExpectedWeight(self._reads(plan), shape[-1], *_clusters(plan), expert)
 
     def _reads(self, plan: TensorPlan) -> str:
         """The name under which the statistics know a weight."""

@@ -175,7 +175,7 @@ def _calibrate(
     sensitivity = measure_sensitivity(
         model,
         np.load(work / _TOKENS),
-        row_scales(model, moments.sharing.keys()),
+        row_scales(model, moments.sharing.keys(), n_threads),
         moments,
         how.probing,
         n_threads=n_threads,

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
@@ -246,18 +246,21 @@ def _open_records(path: Path) -> Records:
         raise SplitQuantError(path, f"damaged: {error}", f"delete {path.parent}") from error
 
 
-def row_scales(model: Path, names: Collection[str]) -> dict[str, F32]:
+def row_scales(model: Path, names: Collection[str], n_threads: int | None = None) -> dict[str, F32]:
     """Root mean square of every row of the matrices among ``names``, (rows,), and stacks, (experts, rows)."""
-    scales = {}
-    for tensor in GGUFReader(model).tensors:
-        if tensor.name in names and len(tensor.shape) > 1:
-            data = tensor.data.reshape(-1, tensor.data.shape[-1])
-            rows = [
-                np.sqrt(np.mean(dequantize(data[i : i + _SLAB], tensor.tensor_type) ** 2, axis=1))
-                for i in range(0, len(data), _SLAB)
-            ]
-            scales[tensor.name] = np.concatenate(rows).astype(np.float32).reshape(tensor.data.shape[:-1])
-    return scales
+
+    def scales(tensor: ReaderTensor) -> F32:
+        data = tensor.data.reshape(-1, tensor.data.shape[-1])
+        rows = [
+            np.sqrt(np.mean(dequantize(data[i : i + _SLAB], tensor.tensor_type) ** 2, axis=1))
+            for i in range(0, len(data), _SLAB)
+        ]
+        whole: F32 = np.concatenate(rows).astype(np.float32).reshape(tensor.data.shape[:-1])
+        return whole
+
+    wanted = [t for t in GGUFReader(model).tensors if t.name in names and len(t.shape) > 1]
+    with ThreadPoolExecutor(n_threads or default_threads()) as pool:
+        return {t.name: rows for t, rows in zip(wanted, pool.map(scales, wanted), strict=True)}
 
 
 def _power(rows: F32, share: F64 | None) -> float:

@@ -40,6 +40,25 @@ class RefinedRows:
     powers: list[float]
 
 
+@dataclass(frozen=True)
+class ExpectedWeight:
+    """A weight that will be refined: what :meth:`WeightRefiner.refine` will be given, without the values.
+
+    Attributes:
+        name: under which the statistics know it.
+        columns: input channels.
+        pieces: type and number of channels of each cluster, in ``order``.
+        order: input channel at each position; None: as they are.
+        expert: which of a stack's experts comes first.
+    """
+
+    name: str
+    columns: int
+    pieces: Sequence[tuple[GGMLQuantizationType, int]]
+    order: NDArray[np.int64] | None = None
+    expert: int | None = None
+
+
 class WeightRefiner:
     """Quantizes the weights of one model. A context manager: leaving it ends its threads.
 
@@ -56,7 +75,7 @@ class WeightRefiner:
         self._threads = threads
         self._refiner: Refiner | None = None
         self._key: Any = None
-        self._expected: tuple[str, int, list[TypedCluster], int | None] | None = None
+        self._expected: Sequence[ExpectedWeight] = ()
         self._ahead: tuple[Any, Future[Refiner]] | None = None
         self._background = ThreadPoolExecutor(1, thread_name_prefix="factor")
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="refine")
@@ -70,18 +89,12 @@ class WeightRefiner:
         for pool in (self._background, self._workers):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def expect(
-        self,
-        name: str,
-        columns: int,
-        pieces: Sequence[tuple[GGMLQuantizationType, int]],
-        order: NDArray[np.int64] | None = None,
-        expert: int | None = None,
-    ) -> None:
-        """Say which weight comes after the next one: its input is factored while that one is refined."""
-        if _by_feedback(pieces):
-            expert = self._own_expert(name, expert)
-            self._expected = name, columns, _clusters(columns, pieces, order), expert
+    def expect(self, weights: Sequence[ExpectedWeight]) -> None:
+        """Say which weights come after the next one, in turn.
+
+        The first input among theirs that is another is factored while the next weight is refined.
+        """
+        self._expected = [weight for weight in weights if _by_feedback(weight.pieces)]
 
     def refine(
         self,
@@ -172,12 +185,15 @@ class WeightRefiner:
         return self._refiner
 
     def _look_ahead(self) -> None:
-        if self._expected is None or self._ahead is not None:
+        if self._ahead is not None:
             return
-        (name, columns, clusters, expert), self._expected = self._expected, None
-        key = self._key_of(name, clusters, columns, expert)
-        if key != self._key:
-            self._ahead = key, self._background.submit(self._make, name, clusters, columns, expert)
+        for weight in self._expected:
+            clusters = _clusters(weight.columns, weight.pieces, weight.order)
+            about = weight.name, clusters, weight.columns, self._own_expert(weight.name, weight.expert)
+            key = self._key_of(*about)
+            if key != self._key:
+                self._ahead = key, self._background.submit(self._make, *about)
+                break
 
     def _make(self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None) -> Refiner:
         return Refiner(self._moments(name, columns, expert), clusters, threads=self._threads)
