@@ -37,6 +37,9 @@ DAMPING = 0.1
 """Fraction of :func:`typical_salience` that is added to the diagonal of H, unless another is given."""
 
 
+_SLAB, _SWAPPED = 64, 1 << 18
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Input channels that are quantized into one type.
@@ -166,9 +169,15 @@ def _salience(moments: NDArray[Any]) -> F64:
 def _unit_diagonal(moments: NDArray[Any], order: NDArray[np.int64], root: F64) -> F32:
     """The moments in ``order``, scaled: what single precision then loses is relative to each column's own
     size, and inputs with massive activations stay factorable."""
-    scaled: F32 = moments[np.ix_(order, order)].astype(np.float32)
-    scaled /= root.astype(np.float32)[:, None]
-    scaled /= root.astype(np.float32)[None, :]
+    source, divisor = np.asarray(moments), root.astype(np.float32)
+    scaled = np.empty(source.shape, np.float32)
+    # some rows at a time: wide inputs have matrices of hundreds of megabytes, and fresh memory is slow
+    for start in range(0, len(scaled), _SLAB):
+        rows = slice(start, start + _SLAB)
+        gathered = source[order[rows]].astype(np.float32, copy=False)
+        np.take(gathered, order, axis=1, out=scaled[rows], mode="clip")
+        scaled[rows] /= divisor[rows, None]
+        scaled[rows] /= divisor
     np.fill_diagonal(scaled, 1.0)
     return scaled
 
@@ -179,9 +188,22 @@ def _reverse_cholesky(matrix: F32) -> F32:
         turned = np.ascontiguousarray(matrix[::-1, ::-1])
         turned[np.diag_indices_from(turned)] += np.float32(extra)
         if cholesky_in_place(turned):
-            return np.ascontiguousarray(turned[::-1, ::-1])
+            _turn(turned)
+            return turned
         # otherwise rounding made the smallest eigenvalue negative
     raise SplitQuantError("second moments", "not positive definite", "calibrate again with more text")
+
+
+def _turn(matrix: F32) -> None:
+    """Reverse the order of rows and of columns, in place."""
+    values = matrix.reshape(-1)
+    size = len(values)
+    for start in range(0, size // 2, _SWAPPED):
+        stop = min(start + _SWAPPED, size // 2)
+        front, back = values[start:stop], values[size - stop : size - start]
+        kept = front.copy()
+        front[:] = back[::-1]
+        back[:] = kept[::-1]
 
 
 def _spans(clusters: Sequence[Cluster]) -> Iterator[tuple[slice, int]]:
