@@ -32,7 +32,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 7
+_VERSION = 8
 """Raised whenever the same settings give other moments or sensitivities: part of the cache key."""
 
 _SLAB = 1536

@@ -50,6 +50,10 @@ _SLAB = 1024
 _LEAST = 1e-6
 """Of the largest divergence that any weight's errors cause: no weight counts less. A weight that counts for
 nothing would leave a plan without a reason to spend what it may."""
+
+_LAYER_WORK, _LEAST_LAYERS = 40_000_000_000, 8
+"""Bytes of the model times texts times layers that are probed, at most; and layers, at least."""
+
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 
@@ -66,7 +70,8 @@ class Probing:
         skip: positions at the beginning that are not scored: little context makes them untypical.
         strength: size of the errors relative to the weights: large against the engine's own noise, small
             enough that divergence still grows as its square.
-        layers: most layers that are probed; the others are interpolated.
+        layers: most layers that are probed, of large models fewer (:meth:`layers_for`); the others are
+            interpolated.
         seed: of the errors.
     """
 
@@ -81,6 +86,11 @@ class Probing:
     def texts_for(self, model_bytes: int) -> int:
         """Texts to read with a model of this size."""
         return max(min(2, self.texts), min(self.texts, self.work // max(1, model_bytes)))
+
+    def layers_for(self, model_bytes: int) -> int:
+        """Layers to probe of a model of this size."""
+        affordable = _LAYER_WORK // max(1, model_bytes * self.texts_for(model_bytes))
+        return min(self.layers, max(_LEAST_LAYERS, affordable))
 
 
 class _ProbedEngine(ObservedEngine):
@@ -174,7 +184,7 @@ def measure_sensitivity(
     """
     how = how or Probing()
     texts = np.ascontiguousarray(tokens[: how.texts_for(model.stat().st_size), : how.length])
-    probed = _probed(weights, how.layers)
+    probed = _probed(weights, how.layers_for(model.stat().st_size))
     together = max(len(texts), 768 // texts.shape[1])
     options = EngineOptions(
         n_ctx=together * -(-texts.shape[1] // 256) * 256,

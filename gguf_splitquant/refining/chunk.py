@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..sums import sum_of_squares
 from .blocks import Blocks, BlockType
-from .kernels import LANES, ROUND_F16, ROUND_FREE, ROUND_LATTICE, solve_block
+from .kernels import LANES, ROUND_F16, ROUND_FREE, ROUND_LATTICE, solve_block, turn_columns
 from .metric import BlockFactors, Metric, Sweep
 
 U8 = NDArray[np.uint8]
@@ -180,8 +180,7 @@ class Chunk:
         self.metric, self.rows = metric, len(weight)
         lanes = -(-self.rows // LANES) * LANES
         self.weight = np.zeros((weight.shape[1], lanes), np.float32)
-        in_order = (np.diff(metric.order) == 1).all()
-        self.weight[:, : self.rows] = weight.T if in_order else weight.T[metric.order]
+        turn_columns(weight, metric.order, self.weight)
         self.deviation = np.zeros_like(self.weight)
         self.error = 0.0
         self.parts: list[_Part] = []

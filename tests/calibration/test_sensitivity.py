@@ -97,3 +97,11 @@ def test_row_scales_are_root_mean_squares(model: Path) -> None:
 def test_small_models_are_probed_with_more_texts(size: int, texts: int) -> None:
     assert Probing().texts_for(size) == texts
     assert Probing(texts=1).texts_for(size) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "layers"), [(10**6, 10), (270_000_000, 10), (1_500_000_000, 10), (2_470_000_000, 8), (10**11, 8)]
+)
+def test_large_models_are_probed_in_fewer_layers(size: int, layers: int) -> None:
+    assert Probing().layers_for(size) == layers
+    assert Probing(layers=3).layers_for(size) == 3

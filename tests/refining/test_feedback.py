@@ -154,3 +154,9 @@ def test_f16_rounding_is_numpys() -> None:
     values = np.concatenate([values, -values, np.float32([0, 6.1e-5, 6.2e-5, 1 + 2**-11, 1 + 3 * 2**-11])])
     got = np.array([round_f16(v) for v in values], np.float32)
     np.testing.assert_array_equal(got, values.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(("columns", "revisits"), [(256, 2), (4096, 2), (4608, 1)])
+def test_wide_inputs_are_revisited_once(columns: int, revisits: int) -> None:
+    assert Refiner(np.ones(columns, np.float32), Q.Q4_0).revisits == revisits
+    assert Refiner(np.ones(columns, np.float32), Q.Q4_0, revisits=3).revisits == 3
