@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cython_blas, cython_lapack  # type: ignore[import-untyped]
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 F32 = NDArray[np.float32]
 
@@ -30,8 +30,14 @@ _ROWS = 256
 @contextmanager
 def blas_threads(count: int) -> Iterator[None]:
     """Linear algebra with so many threads; a setting of the whole process."""
-    with threadpool_limits(limits=count, user_api="blas"):
+    with _libraries().limit(limits=count, user_api="blas"):
         yield
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """NumPy's and SciPy's, both loaded by now. Looking for them takes milliseconds."""
+    return ThreadpoolController()
 
 
 def cholesky_in_place(matrix: F32) -> bool:

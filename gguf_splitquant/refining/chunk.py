@@ -55,6 +55,7 @@ class _Part:
         self.levels = np.array(kind.levels, np.float32)
         self.middles = (0.5 * (self.levels[1:] + self.levels[:-1])).astype(np.float32)
         self.trials = _trials(kind)
+        self.uniform = kind.uniform()
         self.lattice = kind.scale_steps is not None
 
     def solve(
@@ -78,7 +79,7 @@ class _Part:
             factors.gram[b],
             self.levels,
             self.middles,
-            self.kind.uniform(),
+            self.uniform,
             self.kind.affine,
             self.kind.affine and self.lattice,
             self.trials if first else self.trials[:0],
@@ -117,7 +118,7 @@ class _Part:
                 factors.gram[b],
                 self.levels,
                 self.middles,
-                self.kind.uniform(),
+                self.uniform,
                 self.kind.affine,
                 self.kind.affine,
                 self.trials,
