@@ -191,7 +191,7 @@ class Conversion:
         pieces, order = _clusters(plan)
         if plan.role is Role.EMBEDDING and pieces[0][0] is GGMLQuantizationType.Q8_0:
             # a look-up table of 8 bits gains nothing from feedback, and vocabularies are large
-            rows = refiner.round(slab.weight, pieces[0][0])
+            rows = refiner.round(slab.weight)
         else:
             rows = refiner.refine(self._reads(plan), slab.weight, pieces, order, slab.expert)
         for output, packed in zip(plan.sub_layers, rows.packed, strict=True):

@@ -22,6 +22,7 @@ from ..sums import sum_of_squares
 from .blocks import refinable
 from .feedback import ERROR_ROWS, Refiner, TypedCluster
 from .ggml import quantize_with_ggml
+from .kernels import round_to_bytes
 from .metric import DAMPING, typical_salience
 
 
@@ -132,16 +133,22 @@ class WeightRefiner:
         errors = list(self._workers.map(error, _pieces(weight)))
         return RefinedRows(packed, errors, self._powers(weight))
 
-    def round(self, weight: NDArray[np.float32], qtype: GGMLQuantizationType) -> RefinedRows:
-        """Quantize ``weight``, float32 ``(rows, columns)``, as gguf-py does: every value to its nearest."""
-        packed = np.empty((len(weight), quants.quant_shape_to_byte_shape(weight.shape, qtype)[-1]), np.uint8)
+    def round(self, weight: NDArray[np.float32]) -> RefinedRows:
+        """Quantize ``weight``, float32 ``(rows, columns)``, to Q8_0: every value to its nearest."""
+        columns = weight.shape[1]
+        packed = np.empty((len(weight), columns // 32, 34), np.uint8)
 
         def work(rows: slice) -> float:
-            packed[rows] = quants.quantize(weight[rows], qtype)
-            return sum_of_squares(weight[rows] - quants.dequantize(packed[rows], qtype))
+            some = weight[rows]
+            scale = np.empty((len(some), columns // 32), np.float32)
+            codes = np.empty(some.shape, np.int8)
+            lost = round_to_bytes(some, scale, codes)
+            packed[rows, :, :2] = scale.astype(np.float16)[:, :, None].view(np.uint8)
+            packed[rows, :, 2:] = codes.view(np.uint8).reshape(len(some), -1, 32)
+            return lost
 
         errors = list(self._workers.map(work, _pieces(weight)))
-        return RefinedRows((packed,), errors, self._powers(weight))
+        return RefinedRows((packed.reshape(len(weight), -1),), errors, self._powers(weight))
 
     def _powers(self, weight: NDArray[np.float32]) -> list[float]:
         return list(self._workers.map(lambda rows: sum_of_squares(weight[rows]), _pieces(weight)))
