@@ -7,8 +7,9 @@ that the output's folder held at any time, as a multiple of the finished file::
 
     python scripts/bench_memory.py --folder bench --recipes paper plan stock
 
-``stock`` and ``calibrate`` are slow, so they convert one layer: memory follows the largest tensor, not the
-number of layers. ``calibrate`` lets llama.cpp run that layer on a short text of the model's own.
+``stock``, ``calibrate`` and ``split`` are slow, so they convert one layer: memory follows the largest tensor,
+not the number of layers. ``calibrate`` lets llama.cpp run that layer on a short text of the model's own;
+``split`` does that, plans and refines.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "plan": ("--recipe", "stock", "--no-calibration", "--dry-run"),
     "stock": _ONE_TYPE,
     "calibrate": (),
+    "split": (),
 }
-ONE_LAYER = ("stock", "calibrate")
+ONE_LAYER = ("stock", "calibrate", "split")
 
 _CALIBRATE = """
 import sys
@@ -50,8 +52,19 @@ from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.sources import open_model
 folder = Path(sys.argv[2])
 how = Calibration(own=OwnText(sequences=8, length=64))
-calibrate_model(open_model(Path(sys.argv[1])), folder, how, cache=folder / "cache")
+model = open_model(Path(sys.argv[1]))
+statistics = calibrate_model(model, folder, how, cache=folder / "cache")
 """
+
+_SPLIT = (
+    _CALIBRATE
+    + """
+from gguf_splitquant.convert import convert, plan_file
+from gguf_splitquant.recipe import RECIPES
+refined = plan_file(model, RECIPES["split"], statistics=statistics)[2]
+convert(model, folder / "out.gguf", RECIPES["split"], statistics=statistics, refined=refined)
+"""
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +151,9 @@ def bench(folder: Path, recipe: str, size: str, limit: str | None) -> None:
     out = folder / "out"
     out.mkdir()
     try:
-        if recipe == "calibrate":
-            command = [sys.executable, "-c", _CALIBRATE, str(checkpoint), str(out)]
+        if recipe in ("calibrate", "split"):
+            program = _CALIBRATE if recipe == "calibrate" else _SPLIT
+            command = [sys.executable, "-c", program, str(checkpoint), str(out)]
         else:
             target = out / "out.gguf"
             command = [
