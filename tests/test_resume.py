@@ -129,7 +129,7 @@ def test_a_conversion_killed_at_any_moment_goes_on(
         finished += 1
     print(f"{len(killer.kills)} kills, {len(set(killer.kills))} different places, {finished} files")
     # of all that were killed some had begun, and not all at the same tensor
-    assert len({n for n in killer.kills if n > 1}) > KILLS // 8
+    assert len({n for n in killer.kills if n > 1}) > min(KILLS // 8, 28)  # half of the tensors
 
 
 def begun(command: list[str], journal: Path, tensors: int) -> subprocess.Popen[str]:

@@ -227,8 +227,12 @@ class TokenWeighting:
 
     def apply(self, inputs: F32) -> F32:
         """Scale the rows to the energy that they count with; (tokens, channels) in and out."""
+        if self.floor == 0 and self.limit == float("inf"):
+            return inputs
         energy = np.einsum("ij,ij->i", inputs, inputs)
         middle = np.median(energy)
+        if middle == 0:  # an input that is mostly nothing has no typical token
+            return inputs
         wanted = np.clip(energy, np.float32(self.floor) * middle, np.float32(self.limit) * middle)
         if (wanted == energy).all():
             return inputs

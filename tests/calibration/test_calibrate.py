@@ -210,6 +210,14 @@ def test_weighting_limits_only_the_massive_tokens() -> None:
     assert TokenWeighting().apply(x) is x
 
 
+@pytest.mark.parametrize("weighting", [TokenWeighting(), TokenWeighting(limit=4), TokenWeighting(floor=1)])
+def test_inputs_of_nothing_stay_nothing(weighting: TokenWeighting) -> None:
+    x = np.zeros((5, 3), np.float32)
+    assert not weighting.apply(x).any()
+    x[0] = 2  # most tokens have no energy: there is no typical one to limit this one by
+    np.testing.assert_array_equal(weighting.apply(x), x)
+
+
 def test_weighting_lifts_faint_tokens_to_the_floor() -> None:
     x = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
     x[0] *= 1e-3
