@@ -35,7 +35,7 @@ _SENSITIVITY = "sensitivity.json"
 _FORMAT = 2
 _ROWS = 256
 _STRIP = 256
-"""Rows of a matrix that one thread adds to at a time: more than half of what they compute is the triangle."""
+"""Rows of a matrix that one thread adds to at a time: few, as what lies left of the diagonal is in vain."""
 
 _WAITING = ".waiting.npy"
 
