@@ -32,7 +32,8 @@ from .splitting.values import fit_value_split, float_sub_layers
 from .working_set import WorkingSet, has_matrix
 
 if TYPE_CHECKING:
-    from .refining.weights import ExpectedWeight, RefinedRows, WeightRefiner
+    from .refining.feedback import RefinedRows
+    from .refining.weights import ExpectedWeight, WeightRefiner
 
 
 _FORESIGHT = 3

@@ -38,10 +38,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "rows": ("--recipe", "paper", "--granularity", "row"),
     "plan": ("--recipe", "stock", "--no-calibration", "--dry-run"),
     "stock": _ONE_TYPE,
-    "calibrate": (),
-    "split": (),
 }
-ONE_LAYER = ("stock", "calibrate", "split")
 
 _CALIBRATE = """
 import sys
@@ -65,6 +62,9 @@ refined = plan_file(model, RECIPES["split"], statistics=statistics)[2]
 convert(model, folder / "out.gguf", RECIPES["split"], statistics=statistics, refined=refined)
 """
 )
+
+PROGRAMS = {"calibrate": _CALIBRATE, "split": _SPLIT}
+ONE_LAYER = ("stock", *PROGRAMS)
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,8 @@ def bench(folder: Path, recipe: str, size: str, limit: str | None) -> None:
     out = folder / "out"
     out.mkdir()
     try:
-        if recipe in ("calibrate", "split"):
-            program = _CALIBRATE if recipe == "calibrate" else _SPLIT
-            command = [sys.executable, "-c", program, str(checkpoint), str(out)]
+        if recipe in PROGRAMS:
+            command = [sys.executable, "-c", PROGRAMS[recipe], str(checkpoint), str(out)]
         else:
             target = out / "out.gguf"
             command = [
@@ -179,7 +178,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--folder", type=Path, required=True, help="40 GB for the paper's split of 14B")
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["float", "paper", "plan", "stock"])
+    parser.add_argument(
+        "--recipes", nargs="+", choices=[*RECIPES, *PROGRAMS], default=["float", "paper", "plan", "stock"]
+    )
     parser.add_argument("--memory-limit", metavar="SIZE", help="as of convert")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

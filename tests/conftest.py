@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from gguf_splitquant import refining
 from gguf_splitquant.cache import cache_dir
 from gguf_splitquant.calibration.calibrate import Calibration
 from gguf_splitquant.calibration.checkpoint import calibrate_model
@@ -28,6 +29,15 @@ from scripts import real_models
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("suite")
+
+
+def pytest_configure() -> None:
+    """Compiled loops are older than a source file of theirs: numba would take them all the same."""
+    folder = Path(refining.__file__).parent
+    newest = max(source.stat().st_mtime for source in folder.glob("*.py"))
+    for index in folder.glob("__pycache__/*.nbi"):
+        if index.stat().st_mtime < newest:
+            index.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sums import sum_of_squares
+from ..sums import sums_of_squares
 from .blocks import Blocks, BlockType
-from .kernels import LANES, ROUND_F16, ROUND_FREE, ROUND_LATTICE, solve_block, turn_columns
+from .kernels import LANES, solve_block
 from .metric import BlockFactors, Metric, Sweep
+from .row_kernels import turn_columns
+from .scales import ROUND_F16, ROUND_FREE, ROUND_LATTICE
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -198,8 +200,7 @@ class Chunk:
 
     def squared_errors(self, rows: int) -> list[float]:
         """``sum((w - q)**2)`` of every ``rows`` rows, once they are quantized."""
-        edges = range(0, self.rows, rows)
-        return [sum_of_squares(self.deviation[:, i : min(i + rows, self.rows)]) for i in edges]
+        return sums_of_squares(self.deviation[:, : self.rows].T, rows)
 
     def _sweep(self, sweep: Sweep, first: bool) -> None:
         for part, factors in zip(self.parts, sweep.factors, strict=True):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ..errors import RecipeError
 from ..linear_algebra import blas_threads
 from ..runtime.threads import default_threads
-from ..sums import sum_of_squares
+from ..sums import sums_of_squares
 from .blocks import block_type
 from .chunk import Chunk
 from .kernels import LANES
@@ -57,22 +57,31 @@ class TypedCluster:
 
 
 @dataclass(frozen=True)
-class Refined:
-    """A quantized weight matrix.
+class RefinedRows:
+    """Quantized rows of a weight, and how far they are from what they were.
 
     Attributes:
         packed: bytes of each cluster's blocks, uint8 (rows, bytes per row), as GGUF tensors store them.
-        error: ``tr((W - Q) H (W - Q)^T)`` with the damped H, where H is second moments per token: the mean
-            squared error of the layer's output, summed over its rows.
-        errors: ``sum((w - q)**2)`` of every :data:`ERROR_ROWS` rows. Feedback trades that for a smaller
-            ``error``.
+        errors: ``sum((w - q)**2)`` of every :data:`ERROR_ROWS` rows.
         powers: ``sum(w**2)`` of them.
     """
 
     packed: tuple[U8, ...]
-    error: float
     errors: list[float]
     powers: list[float]
+
+
+@dataclass(frozen=True)
+class Refined(RefinedRows):
+    """Rows that were quantized with error feedback.
+
+    Attributes:
+        error: ``tr((W - Q) H (W - Q)^T)`` with the damped H, where H is second moments per token: the mean
+            squared error of the layer's output, summed over its rows. Feedback makes it smaller and
+            ``errors`` larger.
+    """
+
+    error: float
 
 
 class Refiner:
@@ -148,10 +157,9 @@ class Refiner:
             chunk = Chunk(self.types, self.metric, rows)
             for whole, part in zip(packed, chunk.solve(self.revisits), strict=True):
                 whole[start : start + step] = part
-            powers = [sum_of_squares(rows[i : i + ERROR_ROWS]) for i in range(0, len(rows), ERROR_ROWS)]
-            return chunk.error, chunk.squared_errors(ERROR_ROWS), powers
+            return chunk.error, chunk.squared_errors(ERROR_ROWS), sums_of_squares(rows, ERROR_ROWS)
 
         # Each thread does whole chunks with single-threaded BLAS: no barriers, and numba needs no pool
         with blas_threads(1), ThreadPoolExecutor(self.threads) as pool:
             losses, errors, powers = zip(*pool.map(work, starts), strict=True)
-        return Refined(packed, sum(losses), list(chain(*errors)), list(chain(*powers)))
+        return Refined(packed, list(chain(*errors)), list(chain(*powers)), sum(losses))

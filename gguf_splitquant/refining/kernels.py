@@ -17,89 +17,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
+from .scales import F32, admit, reciprocal
 
 LANES = 128
 """Rows in a tile: a multiple of every vector width, and small enough for a block to stay in L1."""
 
-ROUND_FREE, ROUND_F16, ROUND_LATTICE = 0, 1, 2
-"""What a scale may be: any float; an f16; an integer multiple of the super-block's unit."""
-
-
 _SAME_EVERYWHERE = {"nnan", "ninf", "nsz"}
 """No reassociation, no fused multiply-add, no estimated reciprocals: those depend on the processor, and with
 them one weight in a hundred thousand rounded the other way. Costs 2 to 10 % of the time."""
-
-
-@njit(cache=True, nogil=True)
-def turn_columns(weight: F32, order: NDArray[np.int64], out: F32) -> None:
-    """Columns in an order as rows: ``out[i, r] = weight[r, order[i]]``.
-
-    A few rows at a time, so that what one load brings into the cache is used before it goes: twice as fast as
-    numpy's copy of a transposed array.
-    """
-    rows = weight.shape[0]
-    for first in range(0, rows, 16):
-        stop = min(first + 16, rows)
-        for i in range(order.shape[0]):
-            column = order[i]
-            for r in range(first, stop):
-                out[i, r] = weight[r, column]
-
-
-@njit(cache=True, nogil=True)
-def round_f16(value: np.float32) -> np.float32:
-    """``value`` rounded to the nearest IEEE half (ties to even), saturating. No fast-math here."""
-    magnitude = abs(value)
-    if magnitude < 6.103515625e-05:  # below the normal halves the spacing is constant: 2^-24
-        return np.float32(np.rint(np.float64(value) * 16777216.0) / 16777216.0)
-    if magnitude > 65504.0:
-        return np.float32(65504.0 if value > 0 else -65504.0)
-    # Veltkamp's split in double keeps the 11 leading bits, rounding to nearest even
-    wide = np.float64(value)
-    spread = wide * 4398046511105.0  # 2^42 + 1: 53 - 42 = 11 bits stay
-    return np.float32(spread - (spread - wide))
-
-
-@njit(cache=True, nogil=True)
-def round_to_bytes(weight: F32, scale: F32, codes: NDArray[np.int8]) -> float:
-    """Every value to the nearest of 255 steps of its block of 32, as ``quantize_row_q8_0_ref`` does.
-
-    Args:
-        weight: (rows, columns), columns a multiple of 32.
-        scale: receives each block's step, rounded to f16 (rows, columns / 32).
-        codes: receives the number of steps (rows, columns).
-
-    Returns:
-        The sum of squared errors.
-    """
-    lost = 0.0
-    for row in range(weight.shape[0]):
-        for block in range(weight.shape[1] // 32):
-            first = 32 * block
-            largest = np.float32(0)
-            for i in range(first, first + 32):
-                largest = max(largest, abs(weight[row, i]))
-            step = largest / np.float32(127)
-            per = np.float32(1) / step if step > 0 else np.float32(0)
-            stored = round_f16(step)
-            scale[row, block] = stored
-            for i in range(first, first + 32):
-                x = weight[row, i]
-                scaled = x * per
-                # halves go away from zero
-                code = np.floor(abs(scaled) + np.float32(0.5))
-                code = code if scaled >= 0 else -code
-                codes[row, i] = np.int8(code)
-                miss = np.float64(x) - np.float64(code) * np.float64(stored)
-                lost += miss * miss
-    return lost
-
-
-@njit(cache=True, nogil=True)
-def _reciprocal(scale: np.float32) -> np.float32:
-    """1 / scale; 0 for a scale of (nearly) nothing, whose levels are all 0 anyway."""
-    return np.float32(1) / scale if abs(scale) > np.float32(1e-30) else np.float32(0)
 
 
 @njit(cache=True, nogil=True, fastmath=_SAME_EVERYWHERE)
@@ -147,7 +72,7 @@ def _round_apart(
     bottom, top = levels[0], levels[-1]
     for r in range(LANES):
         cost[r] = np.float32(0)
-        inverse[r] = _reciprocal(scale[r])
+        inverse[r] = reciprocal(scale[r])
     for i in range(x.shape[0]):
         w = weight[i]
         if uniform and not keep:
@@ -185,11 +110,13 @@ def _feed_back(
     x: F32,
     low: F32,
     weight: F32,
+    coupled: bool,
     scale: F32,
     offset: F32,
     levels: F32,
     middles: F32,
     uniform: bool,
+    keep: bool,
     level: F32,
     error: F32,
     cost: F32,
@@ -198,13 +125,17 @@ def _feed_back(
 ) -> None:
     """Round all columns in order, each after adding what the earlier ones got wrong (Babai's nearest plane).
 
-    Writes the levels chosen, the errors ``x - value`` and the cost per lane.
+    Writes the cost per lane, the levels chosen, unless they are not to be kept, and, of columns that interact
+    (``coupled``), the errors ``x - value``.
     """
+    if not coupled:
+        _round_apart(x, weight, scale, offset, levels, middles, uniform, keep, level, cost, inverse)
+        return
     n = x.shape[0]
     bottom, top = levels[0], levels[-1]
     for r in range(LANES):
         cost[r] = np.float32(0)
-        inverse[r] = _reciprocal(scale[r])
+        inverse[r] = reciprocal(scale[r])
     for i in range(n):
         for r in range(LANES):
             target[r] = x[i, r]
@@ -235,38 +166,11 @@ def _feed_back(
             cost[r] += w * miss * miss
 
 
-@njit(cache=True, nogil=True)
-def _round(
-    x: F32,
-    low: F32,
-    weight: F32,
-    coupled: bool,
-    scale: F32,
-    offset: F32,
-    levels: F32,
-    middles: F32,
-    uniform: bool,
-    level: F32,
-    error: F32,
-    cost: F32,
-    target: F32,
-    inverse: F32,
-) -> None:
-    """Levels and cost per lane for given scales and offsets."""
-    if coupled:
-        _feed_back(
-            x, low, weight, scale, offset, levels, middles, uniform, level, error, cost, target, inverse
-        )
-    else:
-        _round_apart(x, weight, scale, offset, levels, middles, uniform, True, level, cost, inverse)
-
-
 @njit(cache=True, nogil=True, fastmath=_SAME_EVERYWHERE)
 def _cost_of(
     error: F32,
     low: F32,
     weight: F32,
-    coupled: bool,
     cost: F32,
     target: F32,
 ) -> None:
@@ -277,7 +181,7 @@ def _cost_of(
     for i in range(n):
         for r in range(LANES):
             target[r] = error[i, r]
-        for j in range(i if coupled else 0):
+        for j in range(i):
             a = low[i, j]
             for r in range(LANES):
                 target[r] += a * error[j, r]
@@ -335,36 +239,6 @@ def _fit(
             scale[r] = slx[r] / sll[r]
 
 
-@njit(cache=True, nogil=True)
-def _admit(
-    scale: F32,
-    offset: F32,
-    affine: bool,
-    rounding: int,
-    unit: F32,
-    offset_unit: F32,
-    k_low: int,
-    k_high: int,
-    l_high: int,
-) -> None:
-    """Round scales and offsets, in place, to what the type can store."""
-    for r in range(LANES):
-        if rounding == ROUND_F16:
-            scale[r] = round_f16(scale[r])
-            if affine:
-                offset[r] = round_f16(offset[r])
-        elif rounding == ROUND_LATTICE:
-            k = np.float32(0)
-            if unit[r] != 0:
-                k = min(max(np.rint(scale[r] / unit[r]), np.float32(k_low)), np.float32(k_high))
-            scale[r] = k * unit[r]
-            if affine:
-                k = np.float32(0)
-                if offset_unit[r] != 0:
-                    k = min(max(np.rint(-offset[r] / offset_unit[r]), np.float32(0)), np.float32(l_high))
-                offset[r] = -k * offset_unit[r]
-
-
 @njit(cache=True, nogil=True, fastmath=_SAME_EVERYWHERE)
 def _descend(
     x: F32,
@@ -385,7 +259,7 @@ def _descend(
     n = x.shape[0]
     bottom, top = levels[0], levels[-1]
     for r in range(LANES):
-        inverse[r] = _reciprocal(scale[r])
+        inverse[r] = reciprocal(scale[r])
     for i in range(n):
         for r in range(LANES):
             slope[i, r] = np.float32(0)
@@ -415,6 +289,17 @@ def _descend(
 
 
 @njit(cache=True, nogil=True, fastmath=_SAME_EVERYWHERE)
+def _keep_better_scale(
+    cost: F32, scale: F32, offset: F32, best: F32, best_scale: F32, best_offset: F32
+) -> None:
+    """Lane by lane, replace the best cost, scale and offset by these where they cost less."""
+    for r in range(LANES):
+        best_scale[r] = scale[r] if cost[r] < best[r] else best_scale[r]
+        best_offset[r] = offset[r] if cost[r] < best[r] else best_offset[r]
+        best[r] = min(cost[r], best[r])
+
+
+@njit(cache=True, nogil=True, fastmath=_SAME_EVERYWHERE)
 def _keep_better(
     cost: F32,
     level: F32,
@@ -431,10 +316,7 @@ def _keep_better(
         for r in range(LANES):
             fresh, kept, c, b = level[i, r], best_level[i, r], cost[r], best[r]
             best_level[i, r] = fresh if c < b else kept
-    for r in range(LANES):
-        best_scale[r] = scale[r] if cost[r] < best[r] else best_scale[r]
-        best_offset[r] = offset[r] if cost[r] < best[r] else best_offset[r]
-        best[r] = min(cost[r], best[r])
+    _keep_better_scale(cost, scale, offset, best, best_scale, best_offset)
 
 
 @njit(cache=True, nogil=True)
@@ -536,7 +418,7 @@ def solve_block(
                 for r in range(LANES):
                     best_level[i, r] = levels[codes[i, start + r]]
                     miss[i, r] = x[i, r] - (best_s[r] * best_level[i, r] + best_o[r])
-            _cost_of(miss, low, weight, coupled, best, t0)
+            _cost_of(miss, low, weight, best, t0)
             for r in range(LANES):
                 saved += best[r]
         for attempt in range(trials.shape[0]):
@@ -551,18 +433,14 @@ def solve_block(
                 for r in range(LANES):
                     s[r] = anchor * fraction * max(large[r], -small[r]) / extreme
                     o[r] = np.float32(0)
-            _admit(s, o, affine, rounding, u, ou, k_low, k_high, l_high)
-            if coupled:
-                _feed_back(x, low, weight, s, o, levels, middles, uniform, level, miss, cost, t0, t1)
-            else:
-                _round_apart(x, weight, s, o, levels, middles, uniform, False, level, cost, t1)
-            for r in range(LANES):
-                best_s[r] = s[r] if cost[r] < best[r] else best_s[r]
-                best_o[r] = o[r] if cost[r] < best[r] else best_o[r]
-                best[r] = min(cost[r], best[r])
+            admit(s, o, affine, rounding, u, ou, k_low, k_high, l_high)
+            _feed_back(
+                x, low, weight, coupled, s, o, levels, middles, uniform, False, level, miss, cost, t0, t1
+            )
+            _keep_better_scale(cost, s, o, best, best_s, best_o)
         if trials.shape[0]:
             # levels of the best trial alone: keeping every better one's took as long as trying
-            _round(
+            _feed_back(
                 x,
                 low,
                 weight,
@@ -572,6 +450,7 @@ def solve_block(
                 levels,
                 middles,
                 uniform,
+                True,
                 best_level,
                 miss,
                 best,
@@ -586,8 +465,10 @@ def solve_block(
             if falling:
                 for r in range(LANES):
                     o[r] = min(o[r], np.float32(0))
-            _admit(s, o, affine, rounding, u, ou, k_low, k_high, l_high)
-            _round(x, low, weight, coupled, s, o, levels, middles, uniform, level, miss, cost, t0, t1)
+            admit(s, o, affine, rounding, u, ou, k_low, k_high, l_high)
+            _feed_back(
+                x, low, weight, coupled, s, o, levels, middles, uniform, True, level, miss, cost, t0, t1
+            )
             _keep_better(cost, level, s, o, best, best_level, best_s, best_o)
         if sweeps > 0 and coupled:  # uncoupled columns are at their best already
             for i in range(n):
@@ -595,7 +476,7 @@ def solve_block(
                     level[i, r] = best_level[i, r]
                     miss[i, r] = x[i, r] - (best_s[r] * level[i, r] + best_o[r])
             _descend(x, gram, best_s, best_o, levels, middles, uniform, level, miss, slope, t0, t1, sweeps)
-            _cost_of(miss, low, weight, coupled, cost, t0)
+            _cost_of(miss, low, weight, cost, t0)
             _keep_better(cost, level, best_s, best_o, best, best_level, best_s, best_o)
         for r in range(LANES):
             saved -= best[r]

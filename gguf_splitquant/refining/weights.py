@@ -20,25 +20,10 @@ from ..errors import RecipeError
 from ..planning.curves import InputStatistics, diagonal_of
 from ..sums import sum_of_squares
 from .blocks import refinable
-from .feedback import ERROR_ROWS, Refiner, TypedCluster
+from .feedback import ERROR_ROWS, RefinedRows, Refiner, TypedCluster
 from .ggml import quantize_with_ggml
-from .kernels import round_to_bytes
 from .metric import DAMPING, typical_salience
-
-
-@dataclass(frozen=True)
-class RefinedRows:
-    """Quantized rows of a weight, and how far they are from what they were.
-
-    Attributes:
-        packed: the bytes of each cluster, uint8 ``(rows, row_bytes)``.
-        errors: ``sum((w - q)**2)`` of every ``ERROR_ROWS`` rows.
-        powers: ``sum(w**2)`` of them.
-    """
-
-    packed: tuple[NDArray[np.uint8], ...]
-    errors: list[float]
-    powers: list[float]
+from .row_kernels import round_to_bytes
 
 
 @dataclass(frozen=True)
@@ -120,8 +105,7 @@ class WeightRefiner:
         expert = self._own_expert(name, expert)
         clusters = _clusters(weight.shape[1], pieces, order)
         if _by_feedback(pieces):
-            refined = self._refiner_for(name, clusters, weight.shape[1], expert).refine(weight)
-            return RefinedRows(refined.packed, refined.errors, refined.powers)
+            return self._refiner_for(name, clusters, weight.shape[1], expert).refine(weight)
         packed = self._with_ggml(name, weight, clusters, expert)
 
         def error(rows: slice) -> float:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.refining import Refined, Refiner, TypedCluster, refinable
-from gguf_splitquant.refining.kernels import round_f16
 from gguf_splitquant.refining.metric import typical_salience
+from gguf_splitquant.refining.scales import round_f16
 
 Q = GGMLQuantizationType
 COLUMNS, ROWS, DAMPING = 512, 70, 0.02
