@@ -9,32 +9,29 @@ held as a whole. A memory limit chooses how much is in work at once (:mod:`.work
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .calibration.digest import NOT_YET, statistics_digest
-from .calibration.names import HEAD
 from .conversion import Conversion
-from .errors import RecipeError
-from .gguf_io.journal import Journal, check_not_interrupted
+from .file_plan import calibration_of, check_memory, plan_file
+from .gguf_io.journal import Journal, check_not_interrupted, journal_path
 from .gguf_io.metadata import file_metadata
 from .gguf_io.output import PartialModel
 from .gguf_io.sharding import WHOLE, Shards
-from .gguf_io.shards import ModelLayout, layout_model
 from .gguf_io.writer import check_target
-from .planning.curves import InputStatistics, weight_curves
-from .planning.plan import Plan, make_plan
-from .planning.refined import RefinedPlan, plan_refined, refinable_tensors
+from .planning.curves import InputStatistics
+from .planning.plan import Plan
+from .planning.refined import RefinedPlan
 from .progress import SILENT, Progress
 from .recipe import Recipe
 from .resuming import check_layout, check_settings, head_of, recorded_plan, settings_of
 from .sources.model import SourceModel
-from .working_set import check_limit, has_matrix
+from .verification.completed import find_completed
+from .working_set import has_matrix
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class ConversionReport:
         refined: types and clusters of the linear layers; None for other layouts.
         rare_experts: by stack, the experts that the calibration text reached too seldom for statistics of
             their own: theirs are mostly, or wholly, those of all the stack's experts together.
+        complete_before: an earlier run had written all of it.
     """
 
     path: Path
@@ -59,98 +57,7 @@ class ConversionReport:
     relative_errors: Mapping[str, float]
     refined: RefinedPlan | None = None
     rare_experts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-def plan_file(
-    model: SourceModel,
-    recipe: Recipe,
-    *,
-    statistics: InputStatistics | None = None,
-    refined: RefinedPlan | None = None,
-    shards: Shards = WHOLE,
-    progress: Progress = SILENT,
-) -> tuple[Plan, ModelLayout, RefinedPlan | None]:
-    """The plan and the exact layout of the file that :func:`convert` would write.
-
-    Args:
-        model: the source. Its linear weights are read once if types are to be chosen.
-        recipe: how.
-        statistics: of layer inputs; for a recipe with a target.
-        refined: types and clusters, where they are already chosen.
-        shards: into how many files, and which of them.
-        progress: counts the weights that are read.
-
-    Raises:
-        RecipeError: the target is too small for this model.
-        OutputError: there are too many shards, or not the one that is asked for.
-    """
-    open_choice = recipe.refined and not recipe.qtype and refined is None
-    budget = _linear_budget(model, recipe) if open_choice and recipe.target_size is not None else None
-    curves = weight_curves(refinable_tensors(model, recipe), statistics, progress) if open_choice else None
-    chosen = refined
-    for _ in range(8):
-        if curves is not None:
-            chosen = plan_refined(model, recipe, statistics, budget, curves)
-        plan = make_plan(model, recipe, chosen)
-        weights = [t.outputs for t in plan.tensors]
-        calibration = NOT_YET if recipe.refined and statistics else ""
-        metadata = partial(file_metadata, model, plan, {}, calibration)
-        layout = layout_model(model.architecture, metadata, weights, shards)
-        excess = layout.whole_bytes - (recipe.target_size or layout.whole_bytes)
-        if budget is None or excess <= 0:
-            return plan, layout, chosen
-        budget -= 8 * excess  # the header and the orders take room too
-    raise RecipeError("target", f"{recipe.target_size:,} bytes cannot be met", "ask for more")
-
-
-def expected_bytes(model: SourceModel, recipe: Recipe) -> int:
-    """About the size of the file, before there are statistics to plan with."""
-    if not recipe.refined or recipe.qtype:
-        return sum(t.nbytes for t in make_plan(model, recipe).tensors)
-    if recipe.target_size is not None:
-        return recipe.target_size
-    assert recipe.target_bpw is not None
-    linear = sum(t.n_params for t in refinable_tensors(model, recipe))
-    return _other_bytes(model, recipe) + int(recipe.target_bpw * linear / 8)
-
-
-def _linear_budget(model: SourceModel, recipe: Recipe) -> float:
-    """Bits that a target size leaves for the linear layers, before the header is known."""
-    return 8.0 * ((recipe.target_size or 0) - _other_bytes(model, recipe))
-
-
-def _other_bytes(model: SourceModel, recipe: Recipe) -> int:
-    """Bytes of all that is not quantized with error feedback under a target."""
-    tensors = {t.name for t in refinable_tensors(model, recipe)}
-    plan = make_plan(model, _smallest(recipe))
-    return sum(t.nbytes for t in plan.tensors if t.source.name not in tensors)
-
-
-def check_memory(
-    model: SourceModel, recipe: Recipe, memory_limit: int | None, full: Callable[[str], bool] | None = None
-) -> None:
-    """Raise RecipeError if the conversion cannot stay below ``memory_limit`` bytes; reads no weights.
-
-    Args:
-        model: the source.
-        recipe: how.
-        memory_limit: bytes for the whole process; None: no limit.
-        full: whether the statistics of a weight's input will be a matrix, by the weight's name; None: the
-            recipe says it.
-    """
-    if memory_limit is None:
-        return
-    if full is None:
-        measured = recipe.calibration in ("self", "text")
-        full = lambda _weight: measured  # noqa: E731
-    if recipe.refined:
-        recipe = _smallest(recipe)
-    check_limit(memory_limit, make_plan(model, recipe), full)
-
-
-def _smallest(recipe: Recipe) -> Recipe:
-    """A recipe that needs no choice of types, and refines the same weights."""
-    return dataclasses.replace(recipe, layout="stock", target_bpw=None, target_size=None, qtype="Q8_0")
+    complete_before: bool = False
 
 
 def convert(
@@ -184,7 +91,7 @@ def convert(
         shards: into how many files, and which of them.
         force: replace what exists; without ``resume`` also what an interrupted run left.
         resume: go on where an interrupted run stopped, with its plan, or begin if there is none. The file is
-            the same, to the byte.
+            the same, to the byte. One that is there, complete and this conversion's own, is left as it is.
         threads: tensors in work at a time; all cores by default. The file does not depend on it.
         memory_limit: bytes that the process stays below, or says that it cannot; None: no limit. The file
             does not depend on it.
@@ -207,7 +114,27 @@ def convert(
     plan, layout, chosen = plan_file(
         model, recipe, statistics=statistics, refined=refined, shards=shards, progress=progress
     )
+
+    def report(errors: Mapping[str, float], *, complete_before: bool = False) -> ConversionReport:
+        paths, rare = layout.paths(out), _rare_experts(plan, statistics)
+        return ConversionReport(
+            paths[0], paths, layout.total_bytes, plan, errors, chosen, rare, complete_before
+        )
+
     journal = None
+    if model.files and resume and not journal_path(target).exists():
+        errors = find_completed(
+            model,
+            plan,
+            layout,
+            out,
+            statistics=statistics,
+            threads=threads,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        if errors is not None:
+            return report(errors, complete_before=True)
     if model.files:
         settings = settings_of(model, recipe, statistics, shards)
         journal = _open_journal(target, resume, head_of(settings, plan, layout, chosen, out))
@@ -224,24 +151,7 @@ def convert(
         calibration = calibration_of(plan, statistics)
         metadata = partial(file_metadata, model, plan, work.relative_errors, calibration)
         file.commit(model.architecture, metadata)
-    return ConversionReport(
-        file.paths[0],
-        file.paths,
-        layout.total_bytes,
-        plan,
-        work.relative_errors,
-        chosen,
-        _rare_experts(plan, statistics),
-    )
-
-
-def calibration_of(plan: Plan, statistics: InputStatistics | None) -> str:
-    """The digest of the statistics that a file says it was made with; empty for a recipe that uses none."""
-    if statistics is None or not plan.recipe.refined:
-        return ""
-    # a tied head reads the embedding under the head's name
-    names = dict.fromkeys([*(t.source.name for t in plan.tensors if t.refined), HEAD])
-    return statistics_digest(statistics, names)
+    return report(work.relative_errors)
 
 
 def _rare_experts(plan: Plan, statistics: InputStatistics | None) -> dict[str, tuple[int, ...]]:
@@ -266,4 +176,4 @@ def _open_journal(target: Path, resume: bool, head: Mapping[str, Any]) -> Journa
     return journal
 
 
-__all__ = ["ConversionReport", "calibration_of", "check_memory", "convert", "expected_bytes", "plan_file"]
+__all__ = ["ConversionReport", "convert"]

@@ -20,7 +20,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gguf_splitquant.calibration.checkpoint import calibrate_model
-from gguf_splitquant.convert import convert, plan_file
+from gguf_splitquant.convert import convert
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.recipe import RECIPES
 from gguf_splitquant.sources import open_model
 from scripts.synthetic import write_checkpoint

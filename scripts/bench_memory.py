@@ -56,7 +56,8 @@ statistics = calibrate_model(model, folder, how, cache=folder / "cache")
 _SPLIT = (
     _CALIBRATE
     + """
-from gguf_splitquant.convert import convert, plan_file
+from gguf_splitquant.convert import convert
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.recipe import RECIPES
 refined = plan_file(model, RECIPES["split"], statistics=statistics)[2]
 convert(model, folder / "out.gguf", RECIPES["split"], statistics=statistics, refined=refined)

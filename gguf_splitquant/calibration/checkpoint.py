@@ -18,8 +18,9 @@ from pathlib import Path
 
 from .. import __version__
 from ..cache import cache_dir
-from ..convert import convert, expected_bytes
+from ..convert import convert
 from ..errors import CheckpointError, OutputError
+from ..file_plan import expected_bytes
 from ..gguf_io.writer import free_bytes, write_failure
 from ..locks import open_locked
 from ..progress import SILENT, Progress

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_from(args)
     shards = shards_from(args)
     # before downloads, and before the tokenizer takes its seconds
-    check_outputs(args, shards)
+    check_outputs(args, recipe, shards)
     try:
         with ExitStack() as files:
             found = find_model(args.model, args, _folder(args), files)
@@ -76,7 +76,8 @@ def shards_from(args: argparse.Namespace) -> Shards:
 
 
 def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: ModelPath) -> int:
-    from ..convert import check_memory, convert, expected_bytes, plan_file
+    from ..convert import convert
+    from ..file_plan import check_memory, expected_bytes, plan_file
     from ..gguf_io.writer import check_target
     from ..planning.refined import read_plan
     from ..resuming import recorded_plan
@@ -106,7 +107,7 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: Mo
         return 0
     out = out_path(args, model, plan, Path(args.model))
     if args.ollama:
-        check_target(modelfile_path(out), 0, force=args.force)
+        check_target(modelfile_path(out), 0, force=args.force or args.resume)
     report = convert(
         model,
         out,
@@ -122,9 +123,9 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: Mo
     )
     print_summary(report, shards, time.monotonic() - started, args.model)
     if args.ollama:
-        write_modelfile(args.ollama, model, report.path, force=args.force)
+        write_modelfile(args, model, report.path)
     if args.model_card:
-        write_model_card(args, report.path)
+        write_model_card(args, report.path, resume=args.resume)
     return 0
 
 

@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     from ..gguf_io.sharding import Shards
     from ..gguf_io.shards import ModelLayout
     from ..planning import Plan
+    from ..recipe import Recipe
     from ..sources.model import SourceModel
 
 
 _SHOWN_EXPERTS = 8
 
 
-def check_outputs(args: argparse.Namespace, shards: Shards) -> None:
+def check_outputs(args: argparse.Namespace, recipe: Recipe, shards: Shards) -> None:
     """Raise before any work where a file cannot be written, or Ollama's name is not one."""
-    from ..gguf_io.journal import check_not_interrupted, journal_path
+    from ..gguf_io.journal import check_not_interrupted
     from ..gguf_io.writer import check_target
     from ..publishing.ollama import check_name
 
@@ -34,16 +35,39 @@ def check_outputs(args: argparse.Namespace, shards: Shards) -> None:
         check_target(args.out / "model.gguf", 0, force=True)
     else:
         target = shards.target(args.out)
-        # shards have other names; a run that was killed at its very end has the file in place already
+        # shards have other names
         elsewhere = shards.several and shards.only is None
-        ending = args.resume and journal_path(target).exists()
-        check_target(target, 0, force=args.force or elsewhere or ending)
+        check_target(target, 0, force=args.force or elsewhere or _may_be_complete(args, recipe, target))
         if not args.force and not args.resume:
             check_not_interrupted(target)
-    if args.model_card:
-        check_target(args.model_card, 0, force=args.force)
+    companions = [args.model_card] if args.model_card else []
     if args.ollama and not args.out.is_dir():
-        check_target(modelfile_path(args.out), 0, force=args.force)
+        companions.append(modelfile_path(args.out))
+    for companion in companions:
+        # what is there beside a complete file is compared when there is something to compare with
+        later = args.resume and (args.out.is_dir() or shards.several or args.out.exists())
+        check_target(companion, 0, force=args.force or later)
+
+
+def _may_be_complete(args: argparse.Namespace, recipe: Recipe, target: Path) -> bool:
+    """What has the target's name can be what the same command wrote before it was killed."""
+    from ..gguf_io.journal import journal_path
+    from ..verification.completed import says_other_recipe
+
+    if not args.resume:
+        return False
+    return journal_path(target).exists() or not (target.is_file() and says_other_recipe(target, recipe))
+
+
+def _write_companion(target: Path, text: str, *, force: bool, resume: bool) -> None:
+    """A document beside the output; one with the same text may be there already where a run goes on."""
+    from ..gguf_io.writer import check_target
+    from ..replacing import write_text
+
+    if resume and target.is_file() and target.read_bytes() == text.encode():
+        return
+    check_target(target, 0, force=force)
+    write_text(target, text)
 
 
 def out_path(args: argparse.Namespace, model: SourceModel, plan: Plan, source: Path) -> Path:
@@ -68,19 +92,16 @@ def check_for_ollama(plan: Plan, layout: ModelLayout) -> None:
         )
 
 
-def write_modelfile(name: str, model: SourceModel, path: Path, *, force: bool) -> None:
+def write_modelfile(args: argparse.Namespace, model: SourceModel, path: Path) -> None:
     """The Modelfile beside ``path``, and the command that takes it."""
-    from ..gguf_io.writer import check_target
     from ..publishing.ollama import make_modelfile
-    from ..replacing import write_text
 
     target = modelfile_path(path)
-    check_target(target, 0, force=force)
     modelfile = make_modelfile(path.name, model.metadata)
-    write_text(target, modelfile.text)
+    _write_companion(target, modelfile.text, force=args.force, resume=args.resume)
     for note in modelfile.notes:
         print(f"note: {target.name}: {note}", file=sys.stderr)
-    print(f"  for Ollama: {shlex.join(['ollama', 'create', name, '-f', str(target)])}")
+    print(f"  for Ollama: {shlex.join(['ollama', 'create', args.ollama, '-f', str(target)])}")
 
 
 def modelfile_path(out: Path) -> Path:
@@ -88,14 +109,14 @@ def modelfile_path(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.gguf')}.Modelfile")
 
 
-def write_model_card(args: argparse.Namespace, path: Path) -> None:
+def write_model_card(args: argparse.Namespace, path: Path, *, resume: bool = False) -> None:
     """The snippet for a model card of the file."""
     from ..evaluation.contents import read_contents
     from ..publishing.model_card import model_card, read_results
-    from ..replacing import write_text
 
     results = read_results(args.results) if args.results else None
-    write_text(args.model_card, model_card(read_contents(path), results))
+    card = model_card(read_contents(path), results)
+    _write_companion(args.model_card, card, force=args.force, resume=resume)
     print(f"  model card: {args.model_card}")
 
 
@@ -118,12 +139,13 @@ def print_summary(report: ConversionReport, shards: Shards, seconds: float, mode
     """What was written, and what runs it."""
     from ..gguf_io.header import SHARD_NAME
 
+    when = "complete already" if report.complete_before else f"in {seconds:.1f} s"
     if shards.only is not None and shards.only[1] > 1:
         number, count = shards.only
-        print(f"{report.path}: {report.total_bytes:,} bytes, file {number} of {count}, in {seconds:.1f} s")
+        print(f"{report.path}: {report.total_bytes:,} bytes, file {number} of {count}, {when}")
         return
     files = f" in {len(report.paths)} files" if len(report.paths) > 1 else ""
-    print(f"{report.path}: {_sizes(report.plan, report.total_bytes, files)}, in {seconds:.1f} s")
+    print(f"{report.path}: {_sizes(report.plan, report.total_bytes, files)}, {when}")
     if report.refined and report.refined.predicted_kld is not None:
         print(f"  predicted mean KLD to the float model, on its own text: {report.refined.predicted_kld:.3f}")
     kept = [t for t in report.plan.tensors if t.note]

@@ -38,12 +38,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_card(args: argparse.Namespace) -> int:
     from ..errors import SplitQuantError
-    from ..gguf_io.writer import check_target
     from .convert_output import write_model_card
 
     if not args.model_card:
         raise SplitQuantError("--results", "belongs to a model card", "add --model-card FILE.md")
-    check_target(args.model_card, 0, force=args.force)
     write_model_card(args, args.path)
     return 0
 

@@ -7,10 +7,8 @@ nothing is planned again; only the weights that are looked at are read and quant
 from __future__ import annotations
 
 import os
-import random
 import re
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +18,17 @@ from gguf import GGUFValue
 
 from .. import __version__
 from ..conversion import Conversion
-from ..convert import calibration_of, plan_file
 from ..errors import VerificationError
+from ..file_plan import calibration_of, plan_file
 from ..gguf_io.header import GGUFHeader, TensorEntry
 from ..gguf_io.layout import build_layout
 from ..gguf_io.metadata import KEY_QUANTIZED_BY, KEY_QUANTIZED_TENSORS, KEY_RELATIVE_ERROR, file_metadata
 from ..gguf_io.pairs import read_pairs
 from ..planning.curves import InputStatistics
-from ..planning.plan import OutputTensor, TensorPlan, make_plan
+from ..planning.plan import OutputTensor, make_plan
 from ..progress import SILENT, Progress
 from ..sources.model import SourceModel
-from ..sources.reading import PositionedFile
+from .comparing import Comparing, sample_of
 from .stored import StoredRecipe
 
 _NUMBER = re.compile(r"\d+")
@@ -128,7 +126,7 @@ def verify(
     metadata = file_metadata(model, plan, {}, stored.calibration, 0, first)
     differences = [*_list_differences(plan.outputs, stored.header.tensors), *_size_differences(stored)]
     differences += _metadata_differences(model.architecture, metadata, stored.pairs, notes)
-    chosen = _sample(plan.tensors, tensors, seed)
+    chosen = sample_of(plan.tensors, tensors, seed)
     if tensors is None and stored.recipe.refined and not stored.recipe.qtype:
         _, _, planned = plan_file(model, stored.recipe, statistics=statistics, progress=progress)
         if planned is not None and refined is not None and dict(planned.pieces) != dict(refined.pieces):
@@ -136,7 +134,7 @@ def verify(
                 "the types are not those that this version plans: "
                 "they come from a plan file, or from another version"
             )
-    sink = _Comparing(stored)
+    sink = Comparing(stored.header.tensors)
     for item in plan.tensors:
         if item.order is not None and len(item.outputs) > len(item.sub_layers):
             sink.write(item.order.name, 0, item.order.channels.astype("<i4").data)
@@ -144,60 +142,12 @@ def verify(
     whole = [t for t in chosen if not any(o.name in wrong for o in t.outputs)]
     work = Conversion(plan, sink, statistics, model.tied_head, progress)
     work.run(whole, threads or os.cpu_count() or 1)
-    differences += sink.differences()
+    differences += [
+        Difference(entry.name, f"{wrong:,} of {entry.nbytes:,} bytes differ") for entry, wrong in sink.wrong()
+    ]
     differences += _error_differences(work.relative_errors, stored.header)
     checked = tuple(t.source.name for t in whole)
     return Verification(checked, len(plan.tensors), sink.compared, tuple(differences), tuple(notes))
-
-
-class _Comparing:
-    """A sink that compares with the file what would be written."""
-
-    def __init__(self, stored: StoredRecipe) -> None:
-        self._entries = stored.entries
-        self._files = {path: PositionedFile(path) for path in stored.header.shards}
-        self._wrong: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self.compared = 0
-
-    def write(self, tensor: str, position: int, data: bytes | memoryview) -> None:
-        """Compare ``data`` with byte ``position`` and on of the file's ``tensor``."""
-        entry = self._entries.get(tensor)
-        wanted = np.frombuffer(memoryview(data).cast("B"), np.uint8)
-        if entry is None or position + len(wanted) > entry.nbytes:
-            return  # the list of tensors says so already
-        found = np.empty(len(wanted), np.uint8)
-        self._files[entry.file].read_into(found.data, entry.offset + position)
-        wrong = int(np.count_nonzero(found != wanted))
-        with self._lock:
-            self.compared += len(wanted)
-            if wrong:
-                self._wrong[tensor] = self._wrong.get(tensor, 0) + wrong
-
-    def differences(self) -> list[Difference]:
-        """The tensors that differ, in file order."""
-        return [
-            Difference(name, f"{self._wrong[name]:,} of {entry.nbytes:,} bytes differ")
-            for name, entry in self._entries.items()
-            if name in self._wrong
-        ]
-
-
-def _sample(plans: Sequence[TensorPlan], count: int | None, seed: int) -> list[TensorPlan]:
-    """One of every kind of layer and type, then others up to ``count``; in file order."""
-    if count is None:
-        return list(plans)
-    generator = random.Random(seed)
-    shuffled = list(plans)
-    generator.shuffle(shuffled)
-    kinds: dict[tuple[str, ...], TensorPlan] = {}
-    for plan in shuffled:
-        kind = (_NUMBER.sub("N", plan.source.name), *(o.qtype.name for o in plan.outputs))
-        kinds.setdefault(kind, plan)
-    chosen = {plan.source.name for plan in kinds.values()}
-    others = (plan.source.name for plan in shuffled if plan.source.name not in chosen)
-    chosen.update(name for name, _ in zip(others, range(count - len(chosen)), strict=False))
-    return [plan for plan in plans if plan.source.name in chosen]
 
 
 def _list_differences(wanted: Sequence[OutputTensor], found: Sequence[TensorEntry]) -> list[Difference]:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, quants
 
-from gguf_splitquant.convert import convert, plan_file
+from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import CheckpointError, OutputError
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.gguf_io import writer
 from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.sources.model import FloatType, SourceModel, to_float32

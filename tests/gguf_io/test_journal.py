@@ -336,6 +336,6 @@ def test_a_recorded_plan_is_not_made_again(
     assert recorded_plan(folder, model, STOCK, None, whole) is not None
     assert recorded_plan(folder, model, dataclasses.replace(STOCK, target_bpw=5.0), None, whole) is None
     assert recorded_plan(folder / "other.gguf", model, STOCK, None, whole) is None
-    monkeypatch.setattr("gguf_splitquant.convert.weight_curves", None)
+    monkeypatch.setattr("gguf_splitquant.file_plan.weight_curves", None)
     convert(model, out, STOCK, resume=True)
     assert [p.name for p in folder.iterdir()] == ["out.gguf"]

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_splitquant.cli import main
-from gguf_splitquant.convert import convert, plan_file
+from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import OutputError, RecipeError, SplitQuantError
 from gguf_splitquant.evaluation.contents import read_contents
 from gguf_splitquant.evaluation.results import recorded_errors
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.gguf_io.sharding import Shards, one_of, shard_groups
 from gguf_splitquant.planning.plan import OutputTensor
 from gguf_splitquant.recipe import RECIPES, Recipe

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from gguf_splitquant.convert import convert, plan_file
+from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import CheckpointError, OutputError
 from gguf_splitquant.evaluation.contents import read_contents
 from gguf_splitquant.evaluation.results import recorded_errors
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.gguf_io.header import read_header
 from gguf_splitquant.gguf_io.sharding import Shards
 from gguf_splitquant.recipe import RECIPES, Recipe

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from gguf import GGUFValue, GGUFValueType
 
-from gguf_splitquant.convert import plan_file
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.publishing.naming import file_name
 from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.sources.model import FloatType

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from gguf import GGUFValue, GGUFValueType
 
-from gguf_splitquant.convert import plan_file
 from gguf_splitquant.errors import RecipeError
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.publishing.chat_form import NoFormError, find_form
 from gguf_splitquant.publishing.ollama import (
     LOADS,

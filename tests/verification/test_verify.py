@@ -14,8 +14,9 @@ import pytest
 from gguf_splitquant.calibration.imatrix import read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments
 from gguf_splitquant.cli import main
-from gguf_splitquant.convert import convert, plan_file
+from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import VerificationError
+from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.gguf_io.header import read_header
 from gguf_splitquant.gguf_io.layout import build_layout
 from gguf_splitquant.gguf_io.metadata import KEY_CALIBRATION
