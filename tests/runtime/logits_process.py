@@ -54,9 +54,10 @@ class LogitsProcess:
         allocate: bool = True,
         repack: bool = True,
         save: Path | None = None,
+        threads: int = 1,
     ) -> Answer:
         """Logits of every position: PROMPT in one batch, then DECODED token by token; F32 KV cache, no flash
-        attention, one thread. ``save`` is where llama.cpp writes the model that it has loaded.
+        attention. ``save`` is where llama.cpp writes the model that it has loaded.
 
         Raises:
             RuntimeError: the process died.
@@ -69,6 +70,7 @@ class LogitsProcess:
             "no_alloc": not allocate,
             "use_extra_bufts": repack,
             "save": str(save or ""),
+            "threads": threads,
             "out": str(out),
         }
         if self._process is None or self._process.poll() is not None:
@@ -113,7 +115,7 @@ def _logits(llama: Any, job: dict[str, Any], answer: dict[str, Any]) -> np.ndarr
 def _logits_of(llama: Any, model: Any, job: dict[str, Any]) -> np.ndarray:
     options = llama.llama_context_default_params()
     options.n_ctx = options.n_batch = options.n_ubatch = 64
-    options.n_threads = options.n_threads_batch = 1
+    options.n_threads = options.n_threads_batch = job["threads"]
     options.type_k = options.type_v = llama.GGML_TYPE_F32
     options.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = _made("context", llama.llama_init_from_model(model, options))

@@ -138,6 +138,18 @@ def test_every_cluster_has_its_own_type(
     assert np.median(errors) < 0.02
 
 
+@pytest.mark.parametrize("kinds", [(Type.Q8_0, Type.Q5_0, Type.IQ4_NL), (Type.F32, Type.F16, Type.BF16)])
+def test_threads_share_the_rows_of_a_token(
+    kinds: tuple[Type, ...], patched: LogitsProcess, tmp_path: Path
+) -> None:
+    """Parts that are multiplied at once, and one that is repacked: more threads than some weights' rows."""
+    parts, _ = split_channels(DENSE, linear(DENSE), kinds=kinds)
+    path = parts.write(tmp_path / "split.gguf")
+    one, several = patched.run(path), patched.run(path, threads=3)
+    assert one.refused == "" and np.abs(one.logits).max() > 1
+    np.testing.assert_array_equal(several.logits, one.logits)
+
+
 def test_saved_model_keeps_clusters_and_orders(patched: LogitsProcess, tmp_path: Path) -> None:
     parts, _ = split_channels(DENSE, [*linear(DENSE), HEAD])
     path = parts.write(tmp_path / "split.gguf")
