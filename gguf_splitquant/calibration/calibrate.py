@@ -32,7 +32,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 8
+_VERSION = 9
 """Raised whenever the same settings give other moments or sensitivities: part of the cache key."""
 
 _SLAB = 1536
@@ -202,10 +202,11 @@ def write_and_gather(
     Returns:
         The text, int32 (sequences, length), and the moments; the last token of each sequence is not read.
     """
+    own = dataclasses.replace(how.own, sequences=how.own.sequences_for(model.stat().st_size))
     writer = MomentWriter(folder, how.weighting, memory, n_threads)
-    with ObservedEngine(model, writing_options(how.own, n_threads), writer) as engine:
+    with ObservedEngine(model, writing_options(own, n_threads), writer) as engine:
         opening = chat_opening(model) if how.chat else None
-        tokens = write_own_text(engine, how.own, opening, progress)
+        tokens = write_own_text(engine, own, opening, progress)
         return tokens, writer.finish(engine.sharing, about)
 
 

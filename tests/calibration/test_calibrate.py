@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import gguf
@@ -26,7 +27,7 @@ from gguf_splitquant.errors import EngineError, SplitQuantError
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from tests.gguf_files import FLOAT, convert_once
 
-HOW = OwnText(sequences=4, length=40)
+HOW = OwnText(sequences=4, length=40, temperatures=(1.0,))
 
 
 def own_text(model: Path, how: OwnText) -> NDArray[np.int32]:
@@ -58,6 +59,12 @@ def test_the_same_seed_writes_the_same_text(model: Path, text: NDArray[np.int32]
     assert text.shape == (4, 40) and text.dtype == np.int32
     np.testing.assert_array_equal(own_text(model, HOW), text)
     assert (own_text(model, OwnText(4, 40, seed=1)) != text).mean() > 0.5
+
+
+def test_some_pairs_of_texts_are_written_at_another_temperature(model: Path, text: NDArray[np.int32]) -> None:
+    other = own_text(model, dataclasses.replace(HOW, temperatures=(1.0, 1.5)))
+    np.testing.assert_array_equal(other[:2], text[:2])
+    assert (other[2:] != text[2:]).mean() > 0.5
 
 
 def test_texts_begin_as_the_model_expects_and_differ(model: Path, text: NDArray[np.int32]) -> None:

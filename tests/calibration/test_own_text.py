@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguf_splitquant.calibration.own_text import _sample
+from gguf_splitquant.calibration.own_text import OwnText, _sample
+
+
+@pytest.mark.parametrize(("size", "texts"), [(270_000_000, 64), (1_300_000_000, 49), (2_500_000_000, 32)])
+def test_small_models_write_more(size: int, texts: int) -> None:
+    assert OwnText().sequences_for(size) == texts
+    assert OwnText(sequences=8).sequences_for(size) == 8
 
 
 @given(
@@ -19,7 +26,7 @@ def test_draws_what_inverting_the_whole_cumulative_distribution_draws(
     vocabulary: int, temperature: float, spread: float, seed: int
 ) -> None:
     logits = np.random.default_rng(seed).standard_normal((8, vocabulary)).astype(np.float32) * spread
-    drawn = _sample(logits, temperature, np.random.default_rng(seed))
+    drawn = _sample(logits, np.full((len(logits), 1), temperature, np.float32), np.random.default_rng(seed))
     points = np.random.default_rng(seed).random(8)
     weights = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
     cumulative = np.cumsum(weights, axis=1) / weights.sum(axis=1, keepdims=True)
