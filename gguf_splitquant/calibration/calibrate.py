@@ -202,7 +202,8 @@ def write_and_gather(
     Returns:
         The text, int32 (sequences, length), and the moments; the last token of each sequence is not read.
     """
-    own = dataclasses.replace(how.own, sequences=how.own.sequences_for(model.stat().st_size))
+    size = model.stat().st_size if model.is_file() else 0  # that it is missing, the engine says
+    own = dataclasses.replace(how.own, sequences=how.own.sequences_for(size))
     writer = MomentWriter(folder, how.weighting, memory, n_threads)
     with ObservedEngine(model, writing_options(own, n_threads), writer) as engine:
         opening = chat_opening(model) if how.chat else None

@@ -71,7 +71,8 @@ def write_own_text(
     for i, prompt in enumerate(prompts):
         text[i, : len(prompt)] = prompt
     every = np.arange(how.sequences)
-    temperatures = np.float32(how.temperatures)[every // 2 % len(how.temperatures), None]
+    cycle = np.asarray(how.temperatures, np.float32)
+    temperatures = cycle[every // 2 % len(cycle), None]
     engine.clear()
     progress.start("writing calibration text", text.size, "tok")
     for position in range(how.length - 1):
