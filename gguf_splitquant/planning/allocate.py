@@ -24,8 +24,8 @@ from .rates import RATES, Rate
 F64 = NDArray[np.float64]
 
 CLUSTER_PRICE = 8 * 1024
-"""Bits that a further cluster must be worth: one more matrix product per token is not free. Four times as much
-costs a model of small matrices (stories15M) a tenth of KLD; a quarter of it gains little more."""
+"""Bits that a further cluster must be worth: one more matrix product per token is not free. Four times as
+much costs a model of small matrices (stories15M) a tenth of KLD; a quarter of it gains little more."""
 
 _ORDER_BITS = 32
 """Of a channel's place in an order tensor."""
