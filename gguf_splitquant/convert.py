@@ -142,11 +142,7 @@ def convert(
         complete = journal.done if journal is not None else {}
         work = Conversion(plan, file, statistics, model.tied_head, progress, file.complete)
         work.relative_errors.update((n, e) for n, e in complete.items() if e is not None)
-        missing = [
-            t
-            for t in plan.tensors
-            if t.source.name not in complete and any(layout.place_of(o.name) for o in t.outputs)
-        ]
+        missing = [t for t in plan.tensors if t.source.name not in complete and layout.holds(t.outputs)]
         work.run(missing, threads or os.cpu_count() or 1, memory_limit)
         calibration = calibration_of(plan, statistics)
         metadata = partial(file_metadata, model, plan, work.relative_errors, calibration)

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import __version__
-from ..gguf_io.metadata import KEY_LAYOUT, KEY_QUANTIZED_TENSORS, KEY_RECIPE, KEY_RELATIVE_ERROR
+from ..gguf_io.metadata import KEY_LAYOUT, KEY_RECIPE, errors_in
 from ..replacing import write_text
 from ..runtime.threads import default_threads
 from .base import METRICS_VERSION, EvaluationResult
@@ -92,7 +90,5 @@ def recorded_errors(contents: Contents) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for metadata in (contents.metadata, *contents.header.further_metadata):
-        names, errors = metadata.get(KEY_QUANTIZED_TENSORS), metadata.get(KEY_RELATIVE_ERROR)
-        if isinstance(names, list) and isinstance(errors, np.ndarray) and len(names) == len(errors):
-            found |= {name: float(error) for name, error in zip(names, errors, strict=True)}
+        found |= errors_in(metadata)
     return found

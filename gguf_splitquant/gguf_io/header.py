@@ -127,11 +127,11 @@ def read_header(path: Path) -> GGUFHeader:
     Raises:
         GGUFError: a file cannot be read, is not GGUF, is damaged or truncated, or a shard is missing.
     """
-    first = _read_one(path)
+    first = read_file_header(path)
     count = _shard_count(first)
     if count == 1:
         return first
-    headers = [first, *(_read_one(shard) for shard in _other_shards(first, count))]
+    headers = [first, *(read_file_header(shard) for shard in _other_shards(first, count))]
     for number, header in enumerate(headers):
         said = (header.metadata.get(_SPLIT_NO), header.metadata.get(_SPLIT_COUNT))
         if said != (number, count):
@@ -180,7 +180,8 @@ def _other_shards(first: GGUFHeader, count: int) -> list[Path]:
     return paths[1:]
 
 
-def _read_one(path: Path) -> GGUFHeader:
+def read_file_header(path: Path) -> GGUFHeader:
+    """The header of one file, be it a shard or all of a model. Raises GGUFError as :func:`read_header`."""
     try:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return HeaderWalker(path, data).header()

@@ -7,6 +7,7 @@ A split file says how it was made (the recipe as JSON), by what, how many parame
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValue, GGUFValueType, Keys
@@ -69,6 +70,18 @@ def file_metadata(
         pairs[KEY_QUANTIZED_TENSORS] = _strings(quantized)
         pairs[KEY_RELATIVE_ERROR] = GGUFValue(errors, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
     return pairs
+
+
+def errors_in(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """What one file records for its weights (:func:`file_metadata`); empty where it does not record it well.
+
+    Args:
+        metadata: of the file's header (:class:`.header.GGUFHeader`): anything, if the file is a stranger's.
+    """
+    names, errors = metadata.get(KEY_QUANTIZED_TENSORS), metadata.get(KEY_RELATIVE_ERROR)
+    if not isinstance(names, list) or not isinstance(errors, np.ndarray) or len(names) != len(errors):
+        return {}
+    return {name: float(error) for name, error in zip(names, errors, strict=True)}
 
 
 def _model_metadata(model: SourceModel, plan: Plan, calibration: str) -> dict[str, GGUFValue]:

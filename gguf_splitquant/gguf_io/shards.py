@@ -58,6 +58,10 @@ class ModelLayout:
                 return number, offset
         return None
 
+    def holds(self, outputs: Iterable[OutputTensor]) -> bool:
+        """Whether any of a weight's tensors is in a file that is written."""
+        return any(self.place_of(output.name) for output in outputs)
+
     def paths(self, out: Path) -> tuple[Path, ...]:
         """The names of what is written: ``out`` itself, or ``out-00001-of-00003.gguf`` and so on."""
         count = len(self.files)

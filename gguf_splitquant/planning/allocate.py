@@ -25,7 +25,8 @@ F64 = NDArray[np.float64]
 
 CLUSTER_PRICE = 8 * 1024
 """Bits that a further cluster must be worth: one more matrix product per token is not free. Four times as
-much costs a model of small matrices (stories15M) a tenth of KLD; a quarter of it gains little more."""
+much costs a model of small matrices (stories15M) a tenth of KLD; a quarter of it gains little more (each
+measured once, by hand)."""
 
 _ORDER_BITS = 32
 """Of a channel's place in an order tensor."""

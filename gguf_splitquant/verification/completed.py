@@ -8,7 +8,7 @@ types, places, the digest of the statistics are in them), and one weight of ever
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,8 @@ import numpy as np
 from ..conversion import Conversion
 from ..errors import GGUFError
 from ..file_plan import calibration_of
-from ..gguf_io.header import TensorEntry
-from ..gguf_io.metadata import KEY_QUANTIZED_TENSORS, KEY_RECIPE, KEY_RELATIVE_ERROR, file_metadata
-from ..gguf_io.pairs import read_pairs
+from ..gguf_io.header import TensorEntry, read_file_header
+from ..gguf_io.metadata import KEY_RECIPE, errors_in, file_metadata
 from ..gguf_io.shards import ModelLayout
 from ..planning.curves import InputStatistics
 from ..planning.plan import Plan
@@ -62,9 +61,10 @@ def find_completed(
     ):
         return None
     try:
-        errors = _recorded_errors(list(paths.values()))
+        metadata_there = [read_file_header(path).metadata for path in paths.values()]
     except GGUFError:
         return None
+    errors = {name: e for there in metadata_there for name, e in errors_in(there).items()}
     metadata = partial(file_metadata, model, plan, errors, calibration_of(plan, statistics))
     for number, header in layout.headers(model.architecture, metadata).items():
         with paths[number].open("rb") as file:
@@ -72,7 +72,7 @@ def find_completed(
                 return None
     sink = Comparing(_entries(layout, paths))
     work = Conversion(plan, sink, statistics, model.tied_head, progress)
-    here = [t for t in plan.tensors if any(layout.place_of(o.name) for o in t.outputs)]
+    here = [t for t in plan.tensors if layout.holds(t.outputs)]
     work.run(sample_of(here, 0, 0), threads or os.cpu_count() or 1, memory_limit)
     same = all(np.float32(errors[name]) == np.float32(e) for name, e in work.relative_errors.items())
     return errors if same and not sink.wrong() else None
@@ -84,20 +84,10 @@ def says_other_recipe(path: Path, recipe: Recipe) -> bool:
     A file that says nothing (float layouts, shards after the first) may be.
     """
     try:
-        said = read_pairs(path).get(KEY_RECIPE)
+        said = read_file_header(path).metadata.get(KEY_RECIPE)
     except GGUFError:
         return True
-    return said is not None and (recipe.layout == "float" or said.value != recipe.to_json())
-
-
-def _recorded_errors(paths: Sequence[Path]) -> dict[str, float]:
-    recorded: dict[str, float] = {}
-    for path in paths:
-        pairs = read_pairs(path)
-        if KEY_QUANTIZED_TENSORS in pairs and KEY_RELATIVE_ERROR in pairs:
-            names, figures = pairs[KEY_QUANTIZED_TENSORS].value, pairs[KEY_RELATIVE_ERROR].value
-            recorded.update(zip(names, figures, strict=False))  # of other lengths: another header
-    return recorded
+    return said is not None and (recipe.layout == "float" or said != recipe.to_json())
 
 
 def _entries(layout: ModelLayout, paths: Mapping[int, Path]) -> list[TensorEntry]:

@@ -7,7 +7,6 @@ nothing is planned again; only the weights that are looked at are read and quant
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from ..sources.model import SourceModel
 from .comparing import Comparing, sample_of
 from .stored import StoredRecipe
 
-_NUMBER = re.compile(r"\d+")
 _OF_SHARDS = "split."
 _OF_THE_HUB = "general.source."
 _ALIGNMENT = 32

@@ -69,9 +69,11 @@ def test_one_that_differs_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     convert(model, out, recipe)
     whole = out.read_bytes()
     (norm,) = (t for t in read_header(out).tensors if t.name == "output_norm.weight")
-    for place in (len(whole) - 1, norm.offset, 40):  # the last weight, the one of its kind, the header
+    errors = whole.index(b"splitquant.relative_error") + len("splitquant.relative_error") + 4
+    # the last weight, the one of its kind, the header, and errors that are no floats
+    for place, bits in ((len(whole) - 1, 1), (norm.offset, 1), (40, 1), (errors, 6 ^ 4), (errors, 6 ^ 8)):
         changed = bytearray(whole)
-        changed[place] ^= 1
+        changed[place] ^= bits
         out.write_bytes(changed)
         with pytest.raises(OutputError, match="exists"):
             convert(model, out, recipe, resume=True)
