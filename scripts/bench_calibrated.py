@@ -53,9 +53,7 @@ def bench(folder: Path, layers: int, recipe: str) -> None:
     timer, chosen = PhaseTimer(), RECIPES[recipe]
     wall, cpu = time.monotonic(), time.process_time()
     model = open_model(checkpoint)
-    statistics = calibrate_model(
-        model, folder, progress=timer, cache=folder / f"calibration-{time.time_ns()}"
-    )
+    statistics = calibrate_model(model, progress=timer, cache=folder / f"calibration-{time.time_ns()}")
     _, _, refined = plan_file(model, chosen, statistics=statistics, progress=timer)
     out = folder / "out.gguf"
     convert(model, out, chosen, statistics=statistics, refined=refined, force=True, progress=timer)

@@ -50,7 +50,7 @@ from gguf_splitquant.sources import open_model
 folder = Path(sys.argv[2])
 how = Calibration(own=OwnText(sequences=8, length=64))
 model = open_model(Path(sys.argv[1]))
-statistics = calibrate_model(model, folder, how, cache=folder / "cache")
+statistics = calibrate_model(model, how, cache=folder / "cache")
 """
 
 _SPLIT = (

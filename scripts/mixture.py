@@ -30,6 +30,7 @@ from gguf_splitquant.calibration.checkpoint import calibrate_model
 from gguf_splitquant.calibration.moments import Moments
 from gguf_splitquant.calibration.observer import ObservedEngine
 from gguf_splitquant.calibration.own_text import OwnText, write_own_text, writing_options
+from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
@@ -109,7 +110,7 @@ class Pooled:
 def write_text(dense: Path, out: Path, threads: int | None) -> None:
     """Text that a model (a GGUF file) writes itself, with another seed than for calibration."""
     how = OwnText(sequences=24, length=250, seed=77)
-    with ObservedEngine(dense, writing_options(how, threads)) as engine:
+    with ObservedEngine(Runnable(dense), writing_options(how, threads)) as engine:
         rows = write_own_text(engine, how)
         out.write_text("\n".join(engine.detokenize(row[1:]) for row in rows), encoding="utf-8")
 
@@ -124,7 +125,7 @@ def measure(folder: Path, experts: int, used: int, threads: int | None) -> None:
     write_text(base, folder / "text.txt", threads)
     text = read_text(folder / "text.txt")
     model = open_model(mixture)
-    moments = calibrate_model(model, folder, threads=threads)
+    moments = calibrate_model(model, threads=threads)
     rare = {n: len(use.rare) for n in moments.sharing if (use := moments.experts(n))}
     print(f"{experts} experts, {used} per token; {sum(rare.values())} of {experts * len(rare)} are rare")
     known: dict[str, InputStatistics] = {

@@ -271,7 +271,7 @@ def files(folder: Path) -> dict[str, Path]:
         path = made[f"float, {name}"] = folder / f"{name}.gguf"
         convert(open_model(folder / name), path, Recipe(layout="float", outtype="f32"), force=True)
     model = open_model(folder / "crafted")
-    own = calibrate_model(model, folder, Calibration(own=OwnText(sequences=8, length=192)))
+    own = calibrate_model(model, Calibration(own=OwnText(sequences=8, length=192)))
     imatrix = folder / "own.imatrix.gguf"
     write_moments(imatrix, own)
     for qtype, matrix in (("Q4_0", None), ("Q4_0", imatrix), ("IQ4_NL", imatrix), ("Q4_1", None)):

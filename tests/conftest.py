@@ -53,10 +53,10 @@ def stories(stories15m: Path) -> SourceModel:
 
 
 @pytest.fixture(scope="session")
-def stories_moments(stories: SourceModel, tmp_path_factory: pytest.TempPathFactory) -> Moments:
+def stories_moments(stories: SourceModel) -> Moments:
     """stories15M calibrated on an eighth of the text that it writes by default."""
     how = Calibration(own=OwnText(sequences=8, length=192))
-    return calibrate_model(stories, tmp_path_factory.mktemp("calibration"), how)
+    return calibrate_model(stories, how)
 
 
 @pytest.fixture(scope="session")

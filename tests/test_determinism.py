@@ -70,7 +70,7 @@ from gguf_splitquant.sources import open_model
 checkpoint, folder, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 model = open_model(checkpoint)
 how = Calibration(own=OwnText(sequences=4, length=96), probing=Probing(texts=1, length=48, layers=2))
-statistics = calibrate_model(model, folder, how, threads=threads, cache=folder / "cache")
+statistics = calibrate_model(model, how, threads=threads, cache=folder / "cache")
 convert(model, folder / "out.gguf", RECIPES["split"], statistics=statistics, threads=threads)
 """
 

@@ -87,7 +87,7 @@ def files(stories15m: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     convert(model, made["float"], FLOAT)
     convert(model, made["none"], UNCALIBRATED)
     how = Calibration(own=OwnText(sequences=8, length=192))
-    statistics = calibrate_model(model, folder, how)
+    statistics = calibrate_model(model, how)
     convert(model, made["self"], Recipe(layout="stock", qtype="IQ4_NL"), statistics=statistics)
     assert sorted(p.name for p in folder.iterdir()) == ["float.gguf", "none.gguf", "self.gguf"]
     return made

@@ -25,9 +25,11 @@ from ..memory import available_bytes
 from ..progress import SILENT, Progress
 from ..runtime.chat_template import chat_template
 from ..runtime.engine import EngineOptions
+from ..sources.model import SourceModel
 from .moments import Moments, MomentWriter, TokenWeighting
 from .observer import ObservedEngine
 from .own_text import OwnText, write_own_text, writing_options
+from .runnable import Runnable, runnable
 from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
@@ -68,7 +70,7 @@ class Calibration:
 
 
 def calibrate(
-    model: Path,
+    model: SourceModel | Path,
     weights_digest: str,
     how: Calibration | None = None,
     *,
@@ -83,16 +85,18 @@ def calibrate(
     batch of sensitivities. One process at a time calibrates a model; others that share the cache wait for it.
 
     Args:
-        model: the model as a GGUF file that llama.cpp runs: float, or close to it (Q8_0 halves the time).
+        model: a checkpoint, or a GGUF file that llama.cpp runs: float, or close to it (Q8_0 halves the time).
         weights_digest: identifies the checkpoint's weights and tokenizer; the cache key with ``how``.
         how: text and weighting.
         n_threads: None is one per performance core.
-        spare_memory: let statistics grow in mapped files alone, which takes longer. The result is the same.
+        spare_memory: let statistics grow in mapped files alone, and keep no copies of weights, which takes
+            longer. The result is the same.
         progress: of writing the text and of gathering.
         cache: folder for results; None: ``calibration`` in the user's cache folder.
 
     Raises:
         EngineError: the model does not run, or its activations overflow.
+        CheckpointError: a weight cannot be read.
         SplitQuantError: the text is unreadable or too short; the disk is full.
     """
     how = how or Calibration()
@@ -110,7 +114,10 @@ def calibrate(
             # whoever was waited for may have done it
             if not folder.is_dir():
                 memory = 0 if spare_memory else available_bytes() // 2
-                _calibrate(model, work, how, about, memory, n_threads, progress)
+                _empty_unless_complete(work)
+                # of the memory, copies of weights take up to a half, and the moments what those leave
+                with runnable(model, work, memory // 2, n_threads) as running:
+                    _calibrate(running, work, how, about, memory - memory // 2, n_threads, progress)
                 work.rename(folder)
     except OSError as error:
         fix = "free space, or set GGUF_SPLITQUANT_CACHE"
@@ -146,8 +153,15 @@ def _alone(work: Path, progress: Progress) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
+def _empty_unless_complete(work: Path) -> None:
+    """Moments that were not complete when a run ended cannot be gone on with."""
+    if not (work / _TOKENS).is_file():
+        for left in work.iterdir():
+            left.unlink()
+
+
 def _calibrate(
-    model: Path,
+    model: Runnable,
     work: Path,
     how: Calibration,
     about: Mapping[str, Any],
@@ -161,10 +175,8 @@ def _calibrate(
     would be as large as the model.
     """
     if not (work / _TOKENS).is_file():
-        for left in work.iterdir():
-            left.unlink()
         if how.text:
-            tokens = user_text(model, how.text, how.own.length, how.most_tokens)
+            tokens = user_text(model.path, how.text, how.own.length, how.most_tokens)
             gather(model, tokens, work, how.weighting, about, memory, n_threads, progress)
         else:
             tokens, _ = write_and_gather(model, work, how, about, memory, n_threads, progress)
@@ -187,7 +199,7 @@ def _calibrate(
 
 
 def write_and_gather(
-    model: Path,
+    model: Runnable,
     folder: Path,
     how: Calibration,
     about: Mapping[str, Any],
@@ -202,11 +214,10 @@ def write_and_gather(
     Returns:
         The text, int32 (sequences, length), and the moments; the last token of each sequence is not read.
     """
-    size = model.stat().st_size if model.is_file() else 0  # that it is missing, the engine says
-    own = dataclasses.replace(how.own, sequences=how.own.sequences_for(size))
+    own = dataclasses.replace(how.own, sequences=how.own.sequences_for(model.nbytes))
     writer = MomentWriter(folder, how.weighting, memory, n_threads)
     with ObservedEngine(model, writing_options(own, n_threads), writer) as engine:
-        opening = chat_opening(model) if how.chat else None
+        opening = chat_opening(model.path) if how.chat else None
         tokens = write_own_text(engine, own, opening, progress)
         return tokens, writer.finish(engine.sharing, about)
 
@@ -217,7 +228,7 @@ def user_text(model: Path, text: Path, length: int, most_tokens: int) -> I32:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SplitQuantError(text, f"cannot be read as UTF-8 text: {error}", "give a text file") from error
-    with ObservedEngine(model, EngineOptions(vocabulary_only=True)) as engine:
+    with ObservedEngine(Runnable(model), EngineOptions(vocabulary_only=True)) as engine:
         tokens = engine.tokenize(content, add_special=False)
         start = [engine.bos] if engine.adds_bos and engine.bos >= 0 else []
     body = length - len(start)
@@ -233,7 +244,7 @@ def user_text(model: Path, text: Path, length: int, most_tokens: int) -> I32:
 
 
 def gather(
-    model: Path,
+    model: Runnable,
     tokens: I32,
     folder: Path,
     weighting: TokenWeighting,

@@ -1,17 +1,15 @@
 """Read the inputs of matrix products while llama.cpp computes them.
 
 llama.cpp offers every node of its graph to an evaluation callback (``cb_eval`` of ``llama_context_params``):
-first it asks whether the node is of interest, then, once computed, hands it over. llama-cpp-python passes
-the node as a bare address; this module knows the C structure behind it and turns the input of a matrix
-product into a numpy array. The structure is the one of the pinned llama.cpp (``struct ggml_tensor``,
-ggml.h); every address is checked by the name that it should carry before anything is believed.
+first it asks whether the node is of interest, then, once computed, hands it over
+(``ggml_backend_sched_compute_splits``, ggml-backend.cpp). The first is also the time to put weights in place
+that are not in the model's file (:mod:`.lent_weights`).
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,75 +19,17 @@ from ..errors import EngineError
 from ..runtime.deferral import DeferredSignals
 from ..runtime.engine import Engine, EngineOptions
 from .experts import Routing
+from .lent_weights import LentWeights
 from .names import HEAD
+from .runnable import Runnable
+from .tensors import F32_TYPE, Tensor, routing_of, rows_of, tensor_at
 
 Sink = Callable[[str, NDArray[np.float32], Routing | None], None]
 """Receives the name of the weight, its input, float32 (rows, channels), valid during the call only, and for a
 stack of experts, which of them multiply which rows."""
 
 _HEAD_INPUT = "result_norm"
-_F32, _I32 = 0, 26  # GGML_TYPE_F32, GGML_TYPE_I32
 _WEIGHT_SUFFIX = b".weight"
-
-
-class Tensor(ctypes.Structure):
-    """``struct ggml_tensor`` of ggml.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-        ("extra", ctypes.c_void_p),
-        ("padding", ctypes.c_char * 8),
-    )
-
-
-def tensor_at(address: int) -> Tensor:
-    """The tensor at an address that llama.cpp gave."""
-    return Tensor.from_address(address)
-
-
-def rows_of(tensor: Tensor) -> NDArray[np.float32]:
-    """The tensor's data as (rows, channels), without copying."""
-    channels, *outer = (int(n) for n in tensor.ne)
-    if tensor.nb[0] != 4 or tensor.nb[1] != 4 * channels or not tensor.data:
-        raise EngineError(tensor.name.decode(), "the input of a matrix product is not stored row by row")
-    count = int(np.prod(outer))
-    buffer = (ctypes.c_float * (count * channels)).from_address(tensor.data)
-    rows: NDArray[np.float32] = np.ctypeslib.as_array(buffer).reshape(count, channels)
-    return rows
-
-
-def routing_of(node: Tensor) -> Routing | None:
-    """Which experts a product with a stack of experts uses (``ggml_mul_mat_id``); None for other products.
-
-    In ggml, fastest axis first: identifiers [experts per token, tokens]; input [channels, b, tokens] with
-    b either 1 (all experts of a token read the same) or the number of experts per token.
-    """
-    if not node.src[2] or tensor_at(node.src[2]).type != _I32:
-        return None
-    ids, source = tensor_at(node.src[2]), tensor_at(node.src[1])
-    per_token, tokens = ids.ne[0], ids.ne[1]
-    rows_per_token = source.ne[1]
-    fits = source.ne[2] == tokens and rows_per_token in (1, per_token)
-    if ids.nb[0] != 4 or not ids.data or not fits:
-        raise EngineError(tensor_at(node.src[0]).name.decode(), "its experts are chosen in an unknown form")
-    # a view of the sorted probabilities: there are more columns than those that count
-    stride = ids.nb[1] // 4
-    buffer = (ctypes.c_int32 * (stride * (tokens - 1) + per_token)).from_address(ids.data)
-    flat: NDArray[np.int32] = np.ctypeslib.as_array(buffer)
-    chosen = np.lib.stride_tricks.as_strided(flat, (tokens, per_token), (ids.nb[1], 4))
-    experts = chosen.reshape(tokens * rows_per_token, per_token // rows_per_token).copy()
-    return Routing(experts, int(tensor_at(node.src[0]).ne[2]))
 
 
 class ObservedEngine(Engine):
@@ -100,7 +40,12 @@ class ObservedEngine(Engine):
     are reported once: :attr:`sharing` maps each weight to the one it is reported under.
     """
 
-    def __init__(self, path: Path | str, options: EngineOptions, sink: Sink | None = None) -> None:
+    def __init__(self, model: Runnable, options: EngineOptions, sink: Sink | None = None) -> None:
+        self._lent = LentWeights(model.elsewhere, model.copies) if model.elsewhere else None
+        self._only_lent = False
+        if self._lent is not None:
+            # rearranged while it is loaded, a weight would be what the file has: nothing
+            options = replace(options, repack=False)
         self.sharing: dict[str, str] = {}
         self._sink = sink
         self._failure: BaseException | None = None
@@ -108,7 +53,7 @@ class ObservedEngine(Engine):
         self._reported: dict[int, str] = {}
         self._callback: Any = None
         self._signals = DeferredSignals()
-        super().__init__(path, options)
+        super().__init__(model.path, options)
 
     def __enter__(self) -> ObservedEngine:
         return self
@@ -116,7 +61,7 @@ class ObservedEngine(Engine):
     def _context_params(self) -> Any:
         params = super()._context_params()
         params.kv_unified = False
-        if self._sink is not None:
+        if self._sink is not None or self._lent is not None:
             self._callback = self._lib.llama_cpp.ggml_backend_sched_eval_callback(self._visit)
             params.cb_eval = self._callback
         return params
@@ -170,9 +115,21 @@ class ObservedEngine(Engine):
             raise failure
 
     def _visit(self, address: int, ask: bool, user_data: Any) -> bool:
-        if self._signals.pending is not None:
+        if self._signals.pending is not None or self._failure is not None:
             return ask  # a node that was asked for and is not wanted after all ends the computation
-        return self._on_node(address, ask, user_data)
+        if self._lent is None:
+            return self._on_node(address, ask, user_data)
+        if not ask:
+            self._lent.after()
+            return True if self._only_lent else self._on_node(address, ask, user_data)
+        try:
+            has_guests = self._lent.before(tensor_at(address))
+        except BaseException as failure:
+            self._failure = failure
+            return True
+        wanted = self._on_node(address, ask, user_data)
+        self._only_lent = has_guests and not wanted
+        return has_guests or wanted
 
     def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
         # An exception must not cross the C frames between here and the caller
@@ -196,7 +153,11 @@ class ObservedEngine(Engine):
         if not node.src[0] or not node.src[1]:
             return False
         weight, source = tensor_at(node.src[0]), tensor_at(node.src[1])
-        if not weight.name.endswith(_WEIGHT_SUFFIX) or source.type != _F32 or weight.ne[0] != source.ne[0]:
+        if (
+            not weight.name.endswith(_WEIGHT_SUFFIX)
+            or source.type != F32_TYPE
+            or weight.ne[0] != source.ne[0]
+        ):
             return False
         if weight.ne[1] <= 1 or weight.name == b"token_embd.weight" or weight.name == HEAD.encode():
             return False

@@ -39,7 +39,11 @@ from ..records import Records
 from ..refining.metric import Feedback
 from ..runtime.engine import EngineOptions
 from ..runtime.threads import default_threads
-from .observer import ObservedEngine, Tensor, routing_of, rows_of, tensor_at
+from ..sources.model import SourceTensor, to_float32
+from ..splitting.histogram import row_slabs
+from .observer import ObservedEngine
+from .runnable import Runnable
+from .tensors import Tensor, routing_of, rows_of, tensor_at
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -100,11 +104,11 @@ class _ProbedEngine(ObservedEngine):
     """
 
     def __init__(
-        self, path: Path, options: EngineOptions, errors: Callable[[str, F32, int | None], F32]
+        self, model: Runnable, options: EngineOptions, errors: Callable[[str, F32, int | None], F32]
     ) -> None:
         self.targets: Sequence[str | None] = ()
         self._errors = errors
-        super().__init__(path, options, sink=lambda _name, _inputs, _routing: None)
+        super().__init__(model, options, sink=lambda _name, _inputs, _routing: None)
 
     def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
         # An exception must not cross the C frames between here and the caller
@@ -150,7 +154,7 @@ class _ProbedEngine(ObservedEngine):
 
 
 def measure_sensitivity(
-    model: Path,
+    model: Runnable,
     tokens: I32,
     weights: Mapping[str, F32],
     statistics: InputStatistics,
@@ -163,7 +167,7 @@ def measure_sensitivity(
     """Divergence per unit of a layer's loss, for every weight.
 
     Args:
-        model: a GGUF file close to the float model.
+        model: close to the float model.
         tokens: calibration text, int32 (sequences, length).
         weights: root mean square of each row, (rows,), by name of the weight; (experts, rows) of a stack.
         statistics: second moments of the weights' inputs; of a stack also its experts' shares of all uses.
@@ -183,8 +187,8 @@ def measure_sensitivity(
         SplitQuantError: it is damaged.
     """
     how = how or Probing()
-    texts = np.ascontiguousarray(tokens[: how.texts_for(model.stat().st_size), : how.length])
-    probed = _probed(weights, how.layers_for(model.stat().st_size))
+    texts = np.ascontiguousarray(tokens[: how.texts_for(model.nbytes), : how.length])
+    probed = _probed(weights, how.layers_for(model.nbytes))
     together = max(len(texts), 768 // texts.shape[1])
     options = EngineOptions(
         n_ctx=together * -(-texts.shape[1] // 256) * 256,
@@ -256,21 +260,34 @@ def _open_records(path: Path) -> Records:
         raise SplitQuantError(path, f"damaged: {error}", f"delete {path.parent}") from error
 
 
-def row_scales(model: Path, names: Collection[str], n_threads: int | None = None) -> dict[str, F32]:
+def row_scales(model: Runnable, names: Collection[str], n_threads: int | None = None) -> dict[str, F32]:
     """Root mean square of every row of the matrices among ``names``, (rows,), and stacks, (experts, rows)."""
 
-    def scales(tensor: ReaderTensor) -> F32:
+    def root_mean_square(values: F32) -> F32:
+        scales: F32 = np.sqrt(np.mean(values**2, axis=-1)).astype(np.float32)
+        return scales
+
+    def inside(tensor: ReaderTensor) -> F32:
         data = tensor.data.reshape(-1, tensor.data.shape[-1])
         rows = [
-            np.sqrt(np.mean(dequantize(data[i : i + _SLAB], tensor.tensor_type) ** 2, axis=1))
+            root_mean_square(dequantize(data[i : i + _SLAB], tensor.tensor_type))
             for i in range(0, len(data), _SLAB)
         ]
-        whole: F32 = np.concatenate(rows).astype(np.float32).reshape(tensor.data.shape[:-1])
-        return whole
+        return np.concatenate(rows).reshape(tensor.data.shape[:-1])
 
-    wanted = [t for t in GGUFReader(model).tensors if t.name in names and len(t.shape) > 1]
+    def elsewhere(tensor: SourceTensor) -> F32:
+        slabs = (to_float32(raw, tensor.dtype) for _, raw in row_slabs(tensor))
+        return np.concatenate([root_mean_square(slab) for slab in slabs])
+
+    tensors = [t for t in GGUFReader(model.path).tensors if t.name in names and len(t.shape) > 1]
     with ThreadPoolExecutor(n_threads or default_threads()) as pool:
-        return {t.name: rows for t, rows in zip(wanted, pool.map(scales, wanted), strict=True)}
+        found = [
+            pool.submit(elsewhere, model.elsewhere[t.name])
+            if t.name in model.elsewhere
+            else pool.submit(inside, t)
+            for t in tensors
+        ]
+        return {t.name: rows.result() for t, rows in zip(tensors, found, strict=True)}
 
 
 def _power(rows: F32, share: F64 | None) -> float:

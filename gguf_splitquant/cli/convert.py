@@ -150,7 +150,6 @@ def _statistics(
     how = Calibration(text=args.calibration_text)
     moments = calibrate_model(
         model,
-        _folder(args),
         how,
         threads=args.threads,
         spare_memory=args.memory_limit is not None,

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as files:
         work = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="gguf-splitquant-")))
         model = open_found(find_model(args.source, args, work, files), args)
-        found = _verify(model, stored, args, work)
+        found = _verify(model, stored, args)
     if args.json:
         print(json.dumps({**dataclasses.asdict(found), "matches": found.matches}, indent=1))
     else:
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.matches else 1
 
 
-def _verify(model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, work: Path) -> Verification:
+def _verify(model: SourceModel, stored: StoredRecipe, args: argparse.Namespace) -> Verification:
     from ..verification import verify
     from .progress_bar import ProgressBar
 
@@ -81,7 +81,7 @@ def _verify(model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, 
     return verify(
         stored,
         model,
-        statistics=_statistics(model, stored, args, work, progress),
+        statistics=_statistics(model, stored, args, progress),
         tensors=None if args.all else args.tensors,
         seed=args.seed,
         threads=args.threads,
@@ -114,7 +114,7 @@ def _check_options(args: argparse.Namespace, stored: StoredRecipe) -> None:
 
 
 def _statistics(
-    model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, work: Path, progress: Progress
+    model: SourceModel, stored: StoredRecipe, args: argparse.Namespace, progress: Progress
 ) -> InputStatistics | None:
     """What the recipe's source of calibration says; from the cache where it is known."""
     if not stored.needs_statistics:
@@ -126,4 +126,4 @@ def _statistics(
     if stored.recipe.calibration == "imatrix":
         return imatrix_for(model, args.imatrix)
     how = Calibration(text=args.calibration_text)
-    return calibrate_model(model, work, how, threads=args.threads, progress=progress)
+    return calibrate_model(model, how, threads=args.threads, progress=progress)

@@ -23,7 +23,7 @@ from ..errors import CheckpointError, TokenizerError, UnsupportedModelError
 from ..gguf_io.header import GGUFHeader, TensorEntry, read_header
 from ..gguf_io.pairs import read_pairs
 from .model import FloatType, SourceModel, SourceTensor
-from .reading import PositionedFile
+from .reading import PositionedFile, StoredRows
 
 _FLOATS = {GGMLQuantizationType[kind.value]: kind for kind in FloatType}
 _NO_WEIGHTS = {GGMLQuantizationType[name] for name in ("I8", "I16", "I32", "I64", "F64")}
@@ -85,7 +85,7 @@ def read_gguf(path: Path, pre_tokenizer: str | None = None, *, allow_requantize:
         if not key.startswith(_NOT_CARRIED) and key not in _WRITTEN_ANEW and value.value != []
     }
     tensors = tuple(_tensors(header))
-    is_float = len(header.shards) == 1 and not notes and _is_16_bit(header)
+    is_float = len(header.shards) == 1 and not notes
     return SourceModel(
         architecture=architecture,
         metadata=metadata,
@@ -195,10 +195,6 @@ def _may_be_linear(entry: TensorEntry) -> bool:
     )
 
 
-def _is_16_bit(header: GGUFHeader) -> bool:
-    return all(t.qtype is not GGMLQuantizationType.F32 for t in header.tensors if _may_be_linear(t))
-
-
 def _tensor(entry: TensorEntry, file: PositionedFile, f32_is_rare: bool) -> SourceTensor:
     origin = f"{file.path.name}: tensor {entry.name}"
     dtype = _FLOATS.get(entry.qtype)
@@ -206,20 +202,8 @@ def _tensor(entry: TensorEntry, file: PositionedFile, f32_is_rare: bool) -> Sour
         return SourceTensor(entry.name, entry.shape, FloatType.F32, _decoder(entry, file), origin)
     forced = entry.qtype is GGMLQuantizationType.F32 and f32_is_rare and entry.name not in _HEADS
     keep = forced or not _may_be_linear(entry)
-    return SourceTensor(entry.name, entry.shape, dtype, _reader(entry, file, dtype), origin, keep_type=keep)
-
-
-def _reader(entry: TensorEntry, file: PositionedFile, dtype: FloatType) -> Any:
-    row_values = entry.n_params // entry.shape[0]
-
-    def read_rows(start: int, stop: int) -> NDArray[Any]:
-        _check_rows(entry, start, stop)
-        rows = np.empty((stop - start, *entry.shape[1:]), dtype.raw_dtype)
-        offset = entry.offset + start * row_values * rows.itemsize
-        file.read_into(rows.reshape(-1).view(np.uint8).data, offset)
-        return rows
-
-    return read_rows
+    rows = StoredRows(file, entry.offset, entry.shape, dtype.raw_dtype)
+    return SourceTensor(entry.name, entry.shape, dtype, rows, origin, keep_type=keep)
 
 
 def _decoder(entry: TensorEntry, file: PositionedFile) -> Any:
@@ -230,15 +214,11 @@ def _decoder(entry: TensorEntry, file: PositionedFile) -> Any:
         raise CheckpointError(file.path, f"{entry.name} is a quantized vector", "get the file again")
 
     def read_rows(start: int, stop: int) -> NDArray[Any]:
-        _check_rows(entry, start, stop)
+        if not 0 <= start <= stop <= entry.shape[0]:
+            raise IndexError(f"rows {start} to {stop} of {entry.name} {list(entry.shape)}")
         raw = np.empty((stop - start) * inner * row_bytes, np.uint8)
         file.read_into(raw.data, entry.offset + start * inner * row_bytes)
         values = quants.dequantize(raw.reshape(-1, row_bytes), entry.qtype)
         return np.asarray(values, np.float32).reshape(stop - start, *entry.shape[1:])
 
     return read_rows
-
-
-def _check_rows(entry: TensorEntry, start: int, stop: int) -> None:
-    if not 0 <= start <= stop <= entry.shape[0]:
-        raise IndexError(f"rows {start} to {stop} of {entry.name} {list(entry.shape)}")

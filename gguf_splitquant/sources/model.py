@@ -102,7 +102,7 @@ class SourceModel:
         tensors: in file order.
         tied_head: the output head is the token embedding.
         notes: what a user should know about it before trusting the result, as sentences.
-        float_file: a 16-bit GGUF file that is this very model, where it was read from one.
+        float_file: a float GGUF file that is this very model, where it was read from one.
         files: what the weights are read from; empty for a model that is made in memory.
     """
 

@@ -15,13 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..bounded import parse_json
 from ..errors import CheckpointError
 from .model import FloatType
-from .reading import DOWNLOAD_AGAIN, PositionedFile
+from .reading import DOWNLOAD_AGAIN, PositionedFile, StoredRows
 
 MAX_HEADER_BYTES = 100_000_000
 """As in the Rust crate: a longer header is refused unread."""
@@ -75,18 +72,10 @@ class StoredTensor:
                 "convert from the original float checkpoint",
             ) from None
 
-    def read_rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``start`` to ``stop`` of the first axis, raw (``float_type.raw_dtype``). Thread-safe.
-
-        Raises:
-            CheckpointError: the file ends early or cannot be read.
-        """
-        if not self.shape or not 0 <= start <= stop <= self.shape[0]:
-            raise IndexError(f"rows {start} to {stop} of {self.name} {list(self.shape)}")
-        rows = np.empty((stop - start, *self.shape[1:]), dtype=self.float_type.raw_dtype)
-        row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * rows.itemsize
-        self.file.read_into(rows.reshape(-1).view(np.uint8).data, self.offset + start * row_bytes)
-        return rows
+    @property
+    def read_rows(self) -> StoredRows:
+        """Reads its rows, raw (``float_type.raw_dtype``)."""
+        return StoredRows(self.file, self.offset, self.shape, self.float_type.raw_dtype)
 
 
 class SafetensorsFile(PositionedFile):

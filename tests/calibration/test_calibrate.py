@@ -23,6 +23,7 @@ from gguf_splitquant.calibration.experts import Routing
 from gguf_splitquant.calibration.moments import Moments, MomentWriter, TokenWeighting
 from gguf_splitquant.calibration.observer import HEAD, ObservedEngine
 from gguf_splitquant.calibration.own_text import OwnText, write_own_text, writing_options
+from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.errors import EngineError, SplitQuantError
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from tests.gguf_files import FLOAT, convert_once
@@ -31,7 +32,7 @@ HOW = OwnText(sequences=4, length=40, temperatures=(1.0,))
 
 
 def own_text(model: Path, how: OwnText) -> NDArray[np.int32]:
-    with ObservedEngine(model, writing_options(how)) as engine:
+    with ObservedEngine(Runnable(model), writing_options(how)) as engine:
         return write_own_text(engine, how, chat_opening(model))
 
 
@@ -47,7 +48,7 @@ def text(model: Path) -> NDArray[np.int32]:
 
 @pytest.fixture(scope="module")
 def moments(model: Path, text: NDArray[np.int32], tmp_path_factory: pytest.TempPathFactory) -> Moments:
-    return gather(model, text, tmp_path_factory.mktemp("moments"), TokenWeighting(), {})
+    return gather(Runnable(model), text, tmp_path_factory.mktemp("moments"), TokenWeighting(), {})
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +126,11 @@ def test_writing_and_gathering_at_once_is_gathering_from_what_was_written(
     how = Calibration(own=HOW)
     (tmp_path / "once").mkdir()
     (tmp_path / "twice").mkdir()
-    tokens, once = write_and_gather(model, tmp_path / "once", how, {})
+    tokens, once = write_and_gather(Runnable(model), tmp_path / "once", how, {})
     np.testing.assert_array_equal(tokens, text)
-    twice = gather(model, np.ascontiguousarray(text[:, :-1]), tmp_path / "twice", TokenWeighting(), {})
+    twice = gather(
+        Runnable(model), np.ascontiguousarray(text[:, :-1]), tmp_path / "twice", TokenWeighting(), {}
+    )
     assert once.sharing == twice.sharing and once.tokens == twice.tokens
     for name in twice.files:
         expected = twice.matrix(name)
@@ -167,7 +170,8 @@ def test_what_a_sink_raises_reaches_the_caller(model: Path, text: NDArray[np.int
         raise ValueError(name)
 
     options = EngineOptions(n_ctx=256, n_batch=40, n_ubatch=40)
-    with ObservedEngine(model, options, broken) as engine, pytest.raises(ValueError, match=r"blk\.0\.attn_"):
+    engine = ObservedEngine(Runnable(model), options, broken)
+    with engine, pytest.raises(ValueError, match=r"blk\.0\.attn_"):
         engine.observe(text[0], np.arange(40), 0)
 
 

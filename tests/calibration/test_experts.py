@@ -22,6 +22,7 @@ from gguf_splitquant.calibration.experts import PRIOR, RowWriter, expert_matrix,
 from gguf_splitquant.calibration.imatrix import ImportanceMatrix, imatrix_for, read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments, TokenWeighting
 from gguf_splitquant.calibration.observer import ObservedEngine, Routing
+from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
 from gguf_splitquant.cli.convert_output import print_summary
 from gguf_splitquant.convert import convert
@@ -77,7 +78,8 @@ def text(dense: Path, folder: Path) -> NDArray[np.int32]:
 
 @pytest.fixture(scope="module")
 def moments(mixture: Path, text: NDArray[np.int32], tmp_path_factory: pytest.TempPathFactory) -> Moments:
-    return gather(mixture, text, tmp_path_factory.mktemp("moments"), TokenWeighting(), {}, n_threads=1)
+    folder = tmp_path_factory.mktemp("moments")
+    return gather(Runnable(mixture), text, folder, TokenWeighting(), {}, n_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def inputs(dense: Path, text: NDArray[np.int32]) -> dict[str, F64]:
         rows.setdefault(name, []).append(x.astype(np.float64))
 
     options = EngineOptions(n_ctx=256, n_batch=text.shape[1], n_ubatch=text.shape[1], n_threads=1)
-    with ObservedEngine(dense, options, sink) as engine:
+    with ObservedEngine(Runnable(dense), options, sink) as engine:
         for row in text:
             engine.clear()
             engine.observe(row, np.arange(len(row)), 0)
@@ -254,10 +256,10 @@ def test_errors_of_a_stack_cost_what_they_cost_in_the_dense_layer(
     how = Probing(texts=4, length=64)
     found = {}
     for model, name in ((dense, DOWN.replace("_exps", "")), (mixture, DOWN)):
-        scales = row_scales(model, [name])
+        scales = row_scales(Runnable(model), [name])
         assert scales[name].shape == ((288,) if model == dense else (EXPERTS, 288))
         found[model] = measure_sensitivity(
-            model,
+            Runnable(model),
             text,
             scales,
             ReadsDown(moments),
@@ -282,7 +284,7 @@ def test_an_imatrix_is_what_llama_imatrix_makes_of_the_same_text(mixture: Path, 
         tokens = engine.tokenize(read_text(None).content, add_special=True)[: 4 * 128].reshape(4, 128)
         tokens[:, 0] = engine.bos
     (tmp_path / "moments").mkdir()
-    ours = gather(mixture, tokens, tmp_path / "moments", TokenWeighting(), {}, n_threads=1)
+    ours = gather(Runnable(mixture), tokens, tmp_path / "moments", TokenWeighting(), {}, n_threads=1)
     write_moments(tmp_path / "ours.gguf", ours)
     theirs, mine = read_imatrix(tmp_path / "theirs.gguf"), read_imatrix(tmp_path / "ours.gguf")
     stacks = {n for n in mine.importance if "_exps" in n}

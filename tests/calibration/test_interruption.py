@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gguf_splitquant.calibration.observer import ObservedEngine, Routing
+from gguf_splitquant.calibration.experts import Routing
+from gguf_splitquant.calibration.observer import ObservedEngine
+from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.runtime.deferral import DeferredSignals
 from gguf_splitquant.runtime.engine import EngineOptions
 from tests.gguf_files import FLOAT, convert_once
@@ -53,7 +55,7 @@ def test_it_ends_the_computation_and_arrives(
 
     model = convert_once(stories15m, tmp_path, FLOAT, "float")
     options = EngineOptions(n_ctx=256, n_batch=16, n_ubatch=16)
-    with ObservedEngine(model, options, sink) as engine:
+    with ObservedEngine(Runnable(model), options, sink) as engine:
         with pytest.raises(Noted):
             engine.observe(np.arange(5, 21), np.arange(16), 0)
         assert len(seen) == 3

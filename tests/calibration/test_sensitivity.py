@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gguf_splitquant.calibration.own_text import OwnText
+from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
 from tests.calibration.test_calibrate import own_text
 from tests.gguf_files import FLOAT, convert_once
@@ -48,7 +49,7 @@ class Even:
 def measure(
     model: Path, text: NDArray[np.int32], names: list[str], how: Probing = PROBING
 ) -> dict[str, float]:
-    return measure_sensitivity(model, text, row_scales(model, names), Even(), how)
+    return measure_sensitivity(Runnable(model), text, row_scales(Runnable(model), names), Even(), how)
 
 
 def test_the_divergence_grows_as_the_square_of_the_errors(model: Path, text: NDArray[np.int32]) -> None:
@@ -67,11 +68,11 @@ def test_layers_in_between_are_interpolated(model: Path, text: NDArray[np.int32]
 
 
 def test_no_weight_counts_for_nothing(model: Path, text: NDArray[np.int32]) -> None:
-    rows = row_scales(model, NAMES)
+    rows = row_scales(Runnable(model), NAMES)
     faint, loud = "blk.0.ffn_down.weight", "blk.3.attn_v.weight"
     rows[faint] = rows[faint] * np.float32(1e-12)
     rows["blk.0.attn_v.weight"] = np.zeros_like(rows["blk.0.attn_v.weight"])
-    found = measure_sensitivity(model, text, rows, Even(), PROBING)
+    found = measure_sensitivity(Runnable(model), text, rows, Even(), PROBING)
     assert all(0 < value < np.inf for value in found.values())
 
     def divergence(name: str) -> float:
@@ -87,7 +88,7 @@ def test_the_same_seed_gives_the_same_figures(model: Path, text: NDArray[np.int3
 
 
 def test_row_scales_are_root_mean_squares(model: Path) -> None:
-    scales = row_scales(model, {"blk.0.ffn_down.weight", "blk.0.attn_norm.weight", "no such"})
+    scales = row_scales(Runnable(model), {"blk.0.ffn_down.weight", "blk.0.attn_norm.weight", "no such"})
     assert list(scales) == ["blk.0.ffn_down.weight"]
     assert scales["blk.0.ffn_down.weight"].shape == (288,)
     assert (scales["blk.0.ffn_down.weight"] > 0).all()

@@ -31,8 +31,8 @@ def test_a_calibrated_split_of_a_tiny_model_runs(
     monkeypatch.setattr(allocate, "_ORDER_BITS", 0)
     model = open_model(official_files / name, pre_tokenizer=FAMILY_CASES[name].pre)
     how = Calibration(own=OwnText(4, 32), probing=Probing(2, 32))
-    statistics = calibrate_model(model, tmp_path, how, threads=1, cache=tmp_path / "cache")
-    recipe = Recipe(layout="split", target_bpw=6.5, outtype="f32")
+    statistics = calibrate_model(model, how, threads=1, cache=tmp_path / "cache")
+    recipe = Recipe(layout="split", target_bpw=6.0, outtype="f32")
     report = convert(model, tmp_path / "split.gguf", recipe, statistics=statistics)
     refined = [t for t in report.plan.tensors if t.refined]
     assert all(statistics.input_of(t.source.name) is not None for t in refined)

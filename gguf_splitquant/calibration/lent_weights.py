@@ -1,0 +1,108 @@
+"""Weights for llama.cpp that are not in its file: each is put in its place before it is computed with.
+
+llama.cpp asks about every node of its graph before it computes it (:mod:`.observer`). That is when the
+weights that the node reads get the address of their values:
+
+- where the checkpoint holds a matrix just as llama.cpp wants it, the checkpoint's own pages;
+- otherwise (rows in another order, experts stacked) a copy in memory, as long as there is room for it;
+- otherwise values that are read for this one node and forgotten after it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..sources.model import SourceTensor
+from ..sources.reading import PositionedFile, StoredRows
+from .tensors import Tensor, tensor_at
+
+_DONT_NEED = getattr(mmap, "MADV_DONTNEED", None)
+
+
+class LentWeights:
+    """Puts weights in place, for one model that llama.cpp has opened.
+
+    Args:
+        weights: by name.
+        copies: bytes of memory for copies that stay.
+    """
+
+    def __init__(self, weights: Mapping[str, SourceTensor], copies: int) -> None:
+        self._weights = weights
+        self._room = copies
+        self._pages: dict[PositionedFile, NDArray[np.uint8]] = {}
+        self._placed: dict[int, NDArray[Any]] = {}
+        self._passing: dict[int, tuple[int, NDArray[Any]]] = {}
+        self._others: set[int] = set()
+
+    def before(self, node: Tensor) -> bool:
+        """Put in place what a node reads.
+
+        Returns:
+            True if :meth:`after` has to follow once the node is computed.
+
+        Raises:
+            CheckpointError: a weight cannot be read.
+        """
+        for address in node.src:
+            if address and address not in self._others and address not in self._placed:
+                self._place(address, keep=address == node.view_src)
+        if node.view_src in self._placed:
+            # where a view points to was settled with its graph, before the weight had its place
+            node.data = tensor_at(node.view_src).data + node.view_offs
+        return bool(self._passing)
+
+    def after(self) -> None:
+        """Forget what was only there for nodes that are computed now."""
+        while self._passing:
+            address, (place, _) = self._passing.popitem()
+            tensor_at(address).data = place
+
+    def _place(self, address: int, *, keep: bool) -> None:
+        if address in self._passing:
+            return
+        tensor = tensor_at(address)
+        source = self._weights.get(tensor.name.decode("utf-8", "replace"))
+        if source is None or tensor.view_src:
+            # weights live as long as the model: what is none now will be none when its memory is used again
+            self._others.add(address)
+            return
+        place = tensor.data
+        values = self._stored(source)
+        if values is not None:
+            self._placed[address] = values
+        else:
+            values = source.read()
+            if keep or values.nbytes <= self._room:
+                self._room -= values.nbytes
+                self._placed[address] = values
+            else:
+                self._passing[address] = place, values
+        tensor.data = values.ctypes.data
+        _let_go(place, values.nbytes)
+
+    def _stored(self, source: SourceTensor) -> NDArray[np.uint8] | None:
+        """The tensor's bytes in its file's pages; None if it is made while it is read."""
+        rows = source.read_rows
+        if not isinstance(rows, StoredRows) or rows.offset % rows.dtype.itemsize:
+            return None
+        pages = self._pages.get(rows.file)
+        if pages is None:
+            pages = self._pages[rows.file] = np.frombuffer(rows.file.map(), np.uint8)
+        return pages[rows.offset : rows.offset + source.n_params * rows.dtype.itemsize]
+
+
+def _let_go(address: int, nbytes: int) -> None:
+    """Pages that llama.cpp has asked the system to load, of a file that is empty there."""
+    if _DONT_NEED is None:
+        return
+    page = mmap.PAGESIZE
+    first, end = -(-address // page) * page, (address + nbytes) // page * page
+    if first < end:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), _DONT_NEED)
