@@ -42,7 +42,7 @@ class LentWeights:
         self._others: set[int] = set()
 
     def before(self, node: Tensor) -> bool:
-        """Put in place what a node reads.
+        """Put in place what a node reads. What a view shows stays: who reads through the view is not known.
 
         Returns:
             True if :meth:`after` has to follow once the node is computed.
@@ -66,6 +66,8 @@ class LentWeights:
 
     def _place(self, address: int, *, keep: bool) -> None:
         if address in self._passing:
+            if keep:
+                _, self._placed[address] = self._passing.pop(address)
             return
         tensor = tensor_at(address)
         source = self._weights.get(tensor.name.decode("utf-8", "replace"))
