@@ -117,7 +117,7 @@ class Conversion:
         """
         simple = [t for t in tensors if not t.refined]
         working = WorkingSet.under(memory_limit, self._plan, threads)
-        total = sum(t.source.n_params * t.source.dtype.itemsize for t in tensors)
+        total = sum(t.source.nbytes for t in tensors)
         self._progress.start("convert", total, "B")
         with ThreadPoolExecutor(working.tensors(simple), thread_name_prefix="convert") as pool:
             futures = [pool.submit(self._convert_tensor, t) for t in simple]

@@ -34,7 +34,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 9
+_VERSION = 10
 """Raised whenever the same settings give other moments or sensitivities: part of the cache key."""
 
 _SLAB = 1536
@@ -115,9 +115,8 @@ def calibrate(
             if not folder.is_dir():
                 memory = 0 if spare_memory else available_bytes() // 2
                 _empty_unless_complete(work)
-                # of the memory, copies of weights take up to a half, and the moments what those leave
                 with runnable(model, work, memory // 2, n_threads) as running:
-                    _calibrate(running, work, how, about, memory - memory // 2, n_threads, progress)
+                    _calibrate(running, work, how, about, memory - running.copies, n_threads, progress)
                 work.rename(folder)
     except OSError as error:
         fix = "free space, or set GGUF_SPLITQUANT_CACHE"

@@ -106,12 +106,12 @@ def _weights_digest(model: SourceModel, threads: int, progress: Progress) -> str
         return sha256.hexdigest()
 
     tensors = model.tensors
-    progress.start("reading the weights", sum(t.n_params * t.dtype.itemsize for t in tensors), "B")
+    progress.start("reading the weights", sum(t.nbytes for t in tensors), "B")
     found = []
     with ThreadPoolExecutor(threads) as pool:
         for tensor, value in zip(tensors, pool.map(digest, tensors), strict=True):
             found.append([tensor.name, tensor.dtype.value, list(tensor.shape), value])
-            progress.advance(tensor.n_params * tensor.dtype.itemsize, tensor.name)
+            progress.advance(tensor.nbytes, tensor.name)
     progress.finish()
     return hashlib.sha256(json.dumps([_metadata(model), found]).encode()).hexdigest()
 

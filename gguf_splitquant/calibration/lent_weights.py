@@ -76,28 +76,29 @@ class LentWeights:
             self._others.add(address)
             return
         place = tensor.data
-        values = self._stored(source)
-        if values is not None:
+        rows = stored_rows(source)
+        values = source.read() if rows is None else self._in_its_file(rows, source.nbytes)
+        if rows is not None or keep or values.nbytes <= self._room:
+            self._room -= values.nbytes if rows is None else 0
             self._placed[address] = values
         else:
-            values = source.read()
-            if keep or values.nbytes <= self._room:
-                self._room -= values.nbytes
-                self._placed[address] = values
-            else:
-                self._passing[address] = place, values
+            self._passing[address] = place, values
         tensor.data = values.ctypes.data
         _let_go(place, values.nbytes)
 
-    def _stored(self, source: SourceTensor) -> NDArray[np.uint8] | None:
-        """The tensor's bytes in its file's pages; None if it is made while it is read."""
-        rows = source.read_rows
-        if not isinstance(rows, StoredRows) or rows.offset % rows.dtype.itemsize:
-            return None
+    def _in_its_file(self, rows: StoredRows, nbytes: int) -> NDArray[np.uint8]:
         pages = self._pages.get(rows.file)
         if pages is None:
             pages = self._pages[rows.file] = np.frombuffer(rows.file.map(), np.uint8)
-        return pages[rows.offset : rows.offset + source.n_params * rows.dtype.itemsize]
+        return pages[rows.offset : rows.offset + nbytes]
+
+
+def stored_rows(source: SourceTensor) -> StoredRows | None:
+    """Where llama.cpp can use the tensor as it is; None if it is made while it is read."""
+    rows = source.read_rows
+    if isinstance(rows, StoredRows) and rows.offset % rows.dtype.itemsize == 0:
+        return rows
+    return None
 
 
 def _let_go(address: int, nbytes: int) -> None:

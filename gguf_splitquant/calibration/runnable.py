@@ -25,6 +25,7 @@ from ..gguf_io.writer import PartialFile
 from ..planning.plan import OutputTensor, Plan, TensorPlan, make_plan, stored_as_f32
 from ..recipe import Recipe
 from ..sources.model import SourceModel, SourceTensor
+from .lent_weights import stored_rows
 
 _FRAME = "frame.gguf"
 
@@ -60,7 +61,7 @@ def runnable(
         model: a GGUF file, run as it is; or a checkpoint, whose matrices llama.cpp reads where they are, in
             their own type.
         folder: exists; takes the frame.
-        copies: see :class:`Runnable`. Results do not depend on it.
+        copies: see :class:`Runnable`; at most, as they need no more. Results do not depend on it.
         threads: None is all cores.
 
     Raises:
@@ -78,7 +79,8 @@ def runnable(
         left.unlink()
     try:
         elsewhere = _write_frame(model, path, threads or os.cpu_count() or 1)
-        yield Runnable(path, elsewhere, copies)
+        wanted = sum(t.nbytes for t in elsewhere.values() if stored_rows(t) is None)
+        yield Runnable(path, elsewhere, min(copies, wanted))
     finally:
         path.unlink(missing_ok=True)
 

@@ -86,6 +86,11 @@ class SourceTensor:
         """Number of values."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values, in its own type."""
+        return self.n_params * self.dtype.itemsize
+
     def read(self) -> NDArray[Any]:
         """The whole tensor, raw."""
         return self.read_rows(0, self.shape[0])

@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from gguf_splitquant.calibration.calibrate import gather
+from gguf_splitquant.calibration.lent_weights import stored_rows
 from gguf_splitquant.calibration.moments import Moments, TokenWeighting
 from gguf_splitquant.calibration.observer import ObservedEngine
 from gguf_splitquant.calibration.runnable import Runnable, runnable
@@ -21,7 +22,6 @@ from gguf_splitquant.errors import CheckpointError
 from gguf_splitquant.runtime.engine import EngineOptions
 from gguf_splitquant.sources import open_model
 from gguf_splitquant.sources.model import SourceModel
-from gguf_splitquant.sources.reading import StoredRows
 from scripts.mixture import write_mixture
 
 pytestmark = pytest.mark.engine
@@ -86,14 +86,15 @@ def test_statistics_are_the_same(
 
 def test_a_frame_takes_little_of_the_disk_and_goes(stories: SourceModel, tmp_path: Path) -> None:
     (tmp_path / "frame.gguf.0123.partial").write_bytes(b"of a run that was killed")
-    with runnable(stories, tmp_path) as frame:
+    with runnable(stories, tmp_path, copies=1 << 40) as frame:
         status = frame.path.stat()
         assert list(tmp_path.iterdir()) == [frame.path]
         assert frame.nbytes == status.st_size > 60_000_000
         assert 512 * status.st_blocks < 2_000_000  # the vocabulary
-        as_stored = [t for t in frame.elsewhere.values() if isinstance(t.read_rows, StoredRows)]
-        # all but queries and keys, whose rows are in another order
-        assert len(frame.elsewhere) - len(as_stored) == 2 * 6
+        made = [t for t in frame.elsewhere.values() if stored_rows(t) is None]
+        # queries and keys, whose rows are in another order
+        assert len(made) == 2 * 6
+        assert frame.copies == sum(t.nbytes for t in made) == 2 * 6 * 288 * 288 * 4
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,7 +108,7 @@ def test_a_weight_that_cannot_be_read_is_an_error_of_the_checkpoint(
 ) -> None:
     folder = shutil.copytree(stories15m, tmp_path / "model")
     frame = files.enter_context(runnable(open_model(folder), tmp_path))
-    made = {n: t for n, t in frame.elsewhere.items() if not isinstance(t.read_rows, StoredRows)}
+    made = {n: t for n, t in frame.elsewhere.items() if stored_rows(t) is None}
     weights = folder / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size // 100)
