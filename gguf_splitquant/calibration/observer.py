@@ -114,42 +114,32 @@ class ObservedEngine(Engine):
             failure, self._failure = self._failure, None
             raise failure
 
-    def _visit(self, address: int, ask: bool, user_data: Any) -> bool:
+    def _visit(self, address: int, ask: bool, _user_data: Any) -> bool:
         if self._signals.pending is not None or self._failure is not None:
             return ask  # a node that was asked for and is not wanted after all ends the computation
-        if self._lent is None:
-            return self._on_node(address, ask, user_data)
-        if not ask:
-            self._lent.after()
-            return True if self._only_lent else self._on_node(address, ask, user_data)
-        try:
-            has_guests = self._lent.before(tensor_at(address))
-        except BaseException as failure:
-            self._failure = failure
-            return True
-        wanted = self._on_node(address, ask, user_data)
-        self._only_lent = has_guests and not wanted
-        return has_guests or wanted
-
-    def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
         # An exception must not cross the C frames between here and the caller
         try:
             node = tensor_at(address)
-            if node.name == _HEAD_INPUT.encode():
-                if not ask and self._sink is not None:
-                    self.sharing[HEAD] = HEAD
-                    self._sink(HEAD, rows_of(node), None)
-                # after this node False ends the computation: the head itself is seldom needed
-                return ask or self._wants_logits
-            if ask:
-                return self._wants(node)
-            self._report(node)
-            return True
+            return self._before(node) if ask else self._after(node)
         except BaseException as failure:
             self._failure = failure
-            return False
+            return ask
+
+    def _before(self, node: Tensor) -> bool:
+        has_guests = self._lent is not None and self._lent.before(node)
+        wanted = self._wants(node)
+        self._only_lent = has_guests and not wanted
+        return has_guests or wanted
+
+    def _after(self, node: Tensor) -> bool:
+        if self._lent is not None:
+            self._lent.after()
+        return self._only_lent or self._look_at(node)
 
     def _wants(self, node: Tensor) -> bool:
+        """Whether :meth:`_look_at` is to see a node."""
+        if node.name == _HEAD_INPUT.encode():
+            return True
         if not node.src[0] or not node.src[1]:
             return False
         weight, source = tensor_at(node.src[0]), tensor_at(node.src[1])
@@ -169,8 +159,16 @@ class ObservedEngine(Engine):
         self._reported[node.src[1]] = name
         return True
 
-    def _report(self, node: Tensor) -> None:
+    def _look_at(self, node: Tensor) -> bool:
+        """A node that was wanted, computed; whether to go on."""
+        if node.name == _HEAD_INPUT.encode():
+            if self._sink is not None:
+                self.sharing[HEAD] = HEAD
+                self._sink(HEAD, rows_of(node), None)
+            # the head itself is seldom needed
+            return self._wants_logits
         name = tensor_at(node.src[0]).name.decode()
         self.sharing.setdefault(name, name)
         if self._sink is not None:
             self._sink(name, rows_of(tensor_at(node.src[1])), routing_of(node))
+        return True

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, ReaderTensor
@@ -110,21 +109,12 @@ class _ProbedEngine(ObservedEngine):
         self._errors = errors
         super().__init__(model, options, sink=lambda _name, _inputs, _routing: None)
 
-    def _on_node(self, address: int, ask: bool, _user_data: Any) -> bool:
-        # An exception must not cross the C frames between here and the caller
-        try:
-            node = tensor_at(address)
-            if not node.src[0] or not node.src[1]:
-                return not ask
-            name = tensor_at(node.src[0]).name.decode()
-            if name not in self.targets:
-                return not ask
-            if not ask:
-                self._disturb(name, node)
-            return True
-        except BaseException as failure:
-            self._failure = failure
-            return False
+    def _wants(self, node: Tensor) -> bool:
+        return bool(node.src[0] and node.src[1]) and tensor_at(node.src[0]).name.decode() in self.targets
+
+    def _look_at(self, node: Tensor) -> bool:
+        self._disturb(tensor_at(node.src[0]).name.decode(), node)
+        return True
 
     def _disturb(self, name: str, node: Tensor) -> None:
         outputs, inputs, routing = rows_of(node), rows_of(tensor_at(node.src[1])), routing_of(node)
