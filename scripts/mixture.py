@@ -34,7 +34,7 @@ from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
-from gguf_splitquant.planning.curves import ExpertUse, InputStatistics
+from gguf_splitquant.planning.curves import ExpertUse, InputStatistics, Salience
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.sources import open_model
 from scripts.real_models import stories15m
@@ -102,6 +102,9 @@ class Pooled:
 
     def matrix(self, weight: str, expert: int | None = None) -> NDArray[np.float32]:
         return self.moments.matrix(weight)
+
+    def salience(self, weight: str) -> Salience:
+        return self.moments.salience(weight)
 
     def experts(self, weight: str) -> ExpertUse | None:
         return self.moments.experts(weight) if self.measured else None

@@ -16,9 +16,10 @@ from gguf_splitquant.conversion import Conversion
 from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.planning import make_plan
-from gguf_splitquant.planning.curves import ExpertUse
+from gguf_splitquant.planning.curves import ExpertUse, Salience
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.refining.feedback import CHUNK_ROWS
+from gguf_splitquant.refining.metric import Feedback
 from gguf_splitquant.sources.model import FloatType, SourceModel
 from gguf_splitquant.working_set import WorkingSet
 from tests.sample_models import heavy_tailed, tensor_of
@@ -42,6 +43,9 @@ class Correlated:
         inputs = np.random.default_rng(7).standard_normal((256, COLUMNS)).astype(np.float32)
         inputs[:, 1:] += inputs[:, :-1]
         return inputs.T @ inputs / np.float32(len(inputs))
+
+    def salience(self, weight: str) -> Salience:
+        return Feedback.of(self.matrix(weight)).salience
 
 
 def long_model(rows: int = 2 * CHUNK_ROWS + 88, dtype: FloatType = FloatType.BF16) -> SourceModel:

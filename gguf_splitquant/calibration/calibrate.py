@@ -194,6 +194,7 @@ def _calibrate(
         records=work / _PROBES,
     )
     moments.with_sensitivity(sensitivity)
+    moments.complete_salience()
     (work / _PROBES).unlink()
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from ..bounded import open_regular
 from ..errors import GGUFError
 from ..gguf_io.header import TensorEntry, read_header
-from ..planning.curves import ExpertUse
+from ..planning.curves import ExpertUse, Salience
+from ..refining.metric import Feedback
 from ..replacing import replacing
 from ..sources.model import SourceModel, SourceTensor
 from .moments import Moments
@@ -72,6 +73,10 @@ class ImportanceMatrix:
             counts = np.ones(len(values), np.float32)
         pooled: F32 = (counts @ values / counts.sum()).astype(np.float32)
         return pooled
+
+    def salience(self, weight: str) -> Salience:
+        """Channels do not interact as far as is known: feedback leaves all of them."""
+        return Feedback.of(self.matrix(weight)).salience
 
     def experts(self, weight: str) -> ExpertUse | None:
         """How the text used a stack's experts; all alike where the file does not tell. None: no stack."""

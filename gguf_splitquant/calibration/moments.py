@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from ..errors import EngineError, SplitQuantError
 from ..linear_algebra import add_gram_rows, blas_threads
-from ..planning.curves import ExpertUse
+from ..planning.curves import ExpertUse, Salience
+from ..refining.metric import Feedback
 from ..runtime.threads import default_threads
 from .experts import Routing, RowWriter, expert_energy, expert_matrix, expert_use
 
@@ -38,6 +39,7 @@ _STRIP = 256
 """Rows of a matrix that one thread adds to at a time: few, as what lies left of the diagonal is in vain."""
 
 _WAITING = ".waiting.npy"
+_SALIENCE = "-salience.npy"
 
 
 class MomentWriter:
@@ -309,6 +311,37 @@ class Moments:
             raise SplitQuantError(path, f"cannot be read: {error}", f"delete {self.folder}") from error
         return matrix if expert is None else expert_matrix(self._stem(weight), expert, matrix)
 
+    def feedback(self, weight: str) -> Feedback:
+        """What errors of the weight become: a factorization, whose salience is kept in the folder.
+
+        Raises:
+            SplitQuantError: as :meth:`matrix`; or the moments are no second moments.
+            OSError: the salience cannot be written.
+        """
+        feedback = Feedback.of(self.matrix(weight))
+        salience = feedback.salience
+        np.save(self._salience_path(weight), np.stack([salience.order, salience.left]))
+        return feedback
+
+    def complete_salience(self) -> None:
+        """Keep the salience of all inputs, so that no plan has to factor their moments again."""
+        left = [name for name in self.files if not self._salience_path(name).exists()]
+        # two at a time: more would cost memory. Each alone: sums must not depend on the number of threads
+        with blas_threads(1), ThreadPoolExecutor(2) as pool:
+            for _ in pool.map(self.feedback, left):
+                pass
+
+    def salience(self, weight: str) -> Salience:
+        """Of the weight's input channels: what is kept of it, or it is computed. Errors as :meth:`matrix`."""
+        path = self._salience_path(weight)
+        try:
+            order, left = np.load(path)
+        except FileNotFoundError:
+            return Feedback.of(self.matrix(weight)).salience
+        except (OSError, ValueError) as error:
+            raise SplitQuantError(path, f"cannot be read: {error}", f"delete {self.folder}") from error
+        return Salience(order.astype(np.int64), left)
+
     def experts(self, weight: str) -> ExpertUse | None:
         """How often each expert of a stack was used; None for other weights."""
         counts = self.uses.get(self.sharing.get(weight, ""))
@@ -324,6 +357,9 @@ class Moments:
         with np.load(self.folder / "energy.npz") as stored:
             pooled = np.asarray(stored[name], np.float64)
         return expert_energy(self._stem(weight), self.uses[name], pooled) if name in self.uses else pooled
+
+    def _salience_path(self, weight: str) -> Path:
+        return self.folder / self.files[self._known(weight)].replace(".npy", _SALIENCE)
 
     def _stem(self, weight: str) -> Path:
         return self.folder / self.files[self._known(weight)].replace(".npy", "-experts")

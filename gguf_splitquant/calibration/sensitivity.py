@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from gguf import GGUFReader, ReaderTensor
@@ -40,6 +41,7 @@ from ..runtime.engine import EngineOptions
 from ..runtime.threads import default_threads
 from ..sources.model import SourceTensor, to_float32
 from ..splitting.histogram import row_slabs
+from .known_layers import KnownLayers
 from .observer import ObservedEngine
 from .runnable import Runnable
 from .tensors import Tensor, routing_of, rows_of, tensor_at
@@ -47,6 +49,7 @@ from .tensors import Tensor, routing_of, rows_of, tensor_at
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
 
 _SLAB = 1024
 
@@ -96,7 +99,14 @@ class Probing:
         return min(self.layers, max(_LEAST_LAYERS, affordable))
 
 
-class _ProbedEngine(ObservedEngine):
+class FactoredStatistics(InputStatistics, Protocol):
+    """Second moments that can be factored."""
+
+    def feedback(self, weight: str) -> Feedback:
+        """What errors of the weight become."""
+
+
+class ProbedEngine(ObservedEngine):
     """Adds errors to the outputs of chosen weights: sequence i of a batch to weight ``targets[i]``.
 
     ``errors`` is given the weight, a slice of its inputs, and, for a stack of experts, the expert.
@@ -105,15 +115,33 @@ class _ProbedEngine(ObservedEngine):
     def __init__(
         self, model: Runnable, options: EngineOptions, errors: Callable[[str, F32, int | None], F32]
     ) -> None:
-        self.targets: Sequence[str | None] = ()
+        self.targets: Sequence[str] = ()
         self._errors = errors
+        self._known = KnownLayers((), 0, 0)
+        self._recording = False
         super().__init__(model, options, sink=lambda _name, _inputs, _routing: None)
 
+    def _before(self, node: Tensor) -> bool:
+        if self._known.leave_out(node):
+            return self._known.at_output
+        return super()._before(node)
+
+    def _after(self, node: Tensor) -> bool:
+        if self._known.at_output:
+            self._known.put_in(node)
+            return True
+        return super()._after(node)
+
     def _wants(self, node: Tensor) -> bool:
+        if self._recording:
+            return self._known.record(node)
         return bool(node.src[0] and node.src[1]) and tensor_at(node.src[0]).name.decode() in self.targets
 
     def _look_at(self, node: Tensor) -> bool:
-        self._disturb(tensor_at(node.src[0]).name.decode(), node)
+        if self._recording:
+            self._known.keep(node)
+        else:
+            self._disturb(tensor_at(node.src[0]).name.decode(), node)
         return True
 
     def _disturb(self, name: str, node: Tensor) -> None:
@@ -129,17 +157,37 @@ class _ProbedEngine(ObservedEngine):
             row, use = np.nonzero((routing.experts == expert) & here[:, None])
             per_use[row, use] += self._errors(name, inputs[row], int(expert))
 
-    def disturbed_logits(self, tokens: I32, targets: Sequence[str | None], skip: int) -> F32:
-        """Logits from position ``skip`` on, or the last: float32 (sequences, length - skip, vocabulary)."""
-        skip = min(skip, tokens.shape[1] - 1)
+    def clean_logits(self, tokens: I32, skip: int, layers: Collection[int]) -> F32:
+        """Logits without errors: as :meth:`disturbed_logits`. What goes into ``layers`` is kept for those."""
+        self._known = KnownLayers({layer - 1 for layer in layers}, *tokens.shape)
+        self.targets = ()
+        self._recording = True
+        try:
+            return self._logits(tokens, skip)
+        finally:
+            self._recording = False
+
+    def disturbed_logits(self, tokens: I32, rows: I64, targets: Sequence[str], skip: int) -> F32:
+        """Logits from position ``skip`` on, or the last: float32 (sequences, length - skip, vocabulary).
+
+        ``tokens`` are those of :meth:`clean_logits`; ``rows`` those of its sequences that come now.
+        """
         self.targets = targets
+        self._known.begin(min(_place(target)[1] for target in targets) - 1, rows)
+        try:
+            return self._logits(tokens[rows], skip)
+        finally:
+            self._known.end()
+
+    def _logits(self, tokens: I32, skip: int) -> F32:
+        skip = min(skip, tokens.shape[1] - 1)
         self.clear()
         sequences, positions = np.divmod(np.arange(tokens.size), tokens.shape[1])
         logits = self.decode(tokens.reshape(-1), positions, sequences, positions >= skip)
         shaped: F32 = logits.reshape(len(tokens), tokens.shape[1] - skip, -1)
         return shaped
 
-    def __enter__(self) -> _ProbedEngine:
+    def __enter__(self) -> ProbedEngine:
         return self
 
 
@@ -147,7 +195,7 @@ def measure_sensitivity(
     model: Runnable,
     tokens: I32,
     weights: Mapping[str, F32],
-    statistics: InputStatistics,
+    statistics: FactoredStatistics,
     how: Probing | None = None,
     *,
     n_threads: int | None = None,
@@ -192,7 +240,7 @@ def measure_sensitivity(
     @lru_cache(2)  # weights that read one input come close together; the factors are large
     def feedback_of(source: str) -> Feedback:
         with blas_threads(1):  # a factor depends on the number of threads, and plans must not
-            return Feedback.of(statistics.matrix(source))
+            return statistics.feedback(source)
 
     def errors(name: str, inputs: F32, expert: int | None) -> F32:
         width = inputs.shape[1]
@@ -212,12 +260,12 @@ def measure_sensitivity(
     pairs = [(name, i) for name in probed for i in range(len(texts))]
     batches = [pairs[start : start + together] for start in range(0, len(pairs), together)]
     divergence: dict[str, list[float]] = {name: [] for name in probed}
-    with _ProbedEngine(model, options, errors) as engine, ExitStack() as stack:
+    with ProbedEngine(model, options, errors) as engine, ExitStack() as stack:
         log = stack.enter_context(_open_records(records)) if records else None
         progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
         # numpy computes on one core, and lets go of the interpreter meanwhile
         pool = stack.enter_context(ThreadPoolExecutor(n_threads or default_threads()))
-        clean = engine.disturbed_logits(texts, [None] * len(texts), how.skip)
+        clean = engine.clean_logits(texts, how.skip, {_place(name)[1] for name in probed})
         for _ in pool.map(_to_log_probabilities, clean):
             pass
         progress.advance(texts.size)
@@ -226,8 +274,8 @@ def measure_sensitivity(
                 measured, known = log.lines[number]
                 norms.update(known)
             else:
-                chosen = texts[[i for _, i in batch]]
-                disturbed = engine.disturbed_logits(chosen, [name for name, _ in batch], how.skip)
+                rows = np.array([i for _, i in batch])
+                disturbed = engine.disturbed_logits(texts, rows, [name for name, _ in batch], how.skip)
                 measured = list(pool.map(_divergence, (clean[i] for _, i in batch), disturbed))
                 if log is not None:
                     log.append([[measured, {name: norms[name] for name, _ in batch}]])

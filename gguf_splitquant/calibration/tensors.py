@@ -18,6 +18,9 @@ from .experts import Routing
 F32_TYPE, I32_TYPE = 0, 26
 """``GGML_TYPE_F32`` and ``GGML_TYPE_I32``."""
 
+NO_OPERATION = 0
+"""``GGML_OP_NONE``."""
+
 
 class Tensor(ctypes.Structure):
     """``struct ggml_tensor`` of ggml.h."""
@@ -43,6 +46,11 @@ class Tensor(ctypes.Structure):
 def tensor_at(address: int) -> Tensor:
     """The tensor at an address that llama.cpp gave."""
     return Tensor.from_address(address)
+
+
+def address_of(tensor: Tensor) -> int:
+    """Where a tensor is."""
+    return ctypes.addressof(tensor)
 
 
 def rows_of(tensor: Tensor) -> NDArray[np.float32]:

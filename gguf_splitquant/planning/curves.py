@@ -37,6 +37,19 @@ class ExpertUse:
     rare: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Salience:
+    """How much each channel of an input matters.
+
+    Attributes:
+        order: input channels, most salient first: int64 (channels,).
+        left: in that order, what error feedback leaves of each channel's second moment: float64 (channels,).
+    """
+
+    order: I64
+    left: F64
+
+
 class InputStatistics(Protocol):
     """What calibration, or a llama.cpp imatrix, knows about layer inputs."""
 
@@ -52,6 +65,9 @@ class InputStatistics(Protocol):
 
         Of a stack of experts: of what ``expert`` reads, or, without one, of what all read together, per use.
         """
+
+    def salience(self, weight: str) -> Salience:
+        """Of the channels of that input; of a stack, as all its experts read it together."""
 
     def experts(self, weight: str) -> ExpertUse | None:
         """Of a stack of experts; None for other weights, and where it is not known."""
@@ -106,7 +122,7 @@ def weight_curves(
         CheckpointError: NaN or Inf in a weight.
         SplitQuantError: statistics that do not fit.
     """
-    inputs: dict[str, Future[tuple[I64, F64]]] = {}
+    inputs: dict[str, Future[Salience]] = {}
     curves = []
     progress.start("planning", sum(t.n_params for t in tensors), "weights")
     with _factoring() as pool:
@@ -114,15 +130,15 @@ def weight_curves(
         for source, tensor in named:
             if source and source not in inputs:
                 assert statistics is not None
-                inputs[source] = pool.submit(_salience, statistics, tensor.name)
+                inputs[source] = pool.submit(statistics.salience, tensor.name)
         for source, tensor in named:
             columns = tensor.shape[-1]
             power = _column_power(tensor, statistics.experts(tensor.name) if statistics else None)
             if source:
-                order, variances = inputs[source].result()
+                salience = inputs[source].result()
             else:
-                order, variances = np.arange(columns), np.ones(columns)
-            curves.append((tensor, source, order, variances * power[order]))
+                salience = Salience(np.arange(columns), np.ones(columns))
+            curves.append((tensor, source, salience.order, salience.left * power[salience.order]))
             progress.advance(tensor.n_params, tensor.name)
     progress.finish()
     weights = _sensitivities([(t, float(d.sum())) for t, _, _, d in curves], statistics)
@@ -150,14 +166,6 @@ def _factoring() -> Iterator[ThreadPoolExecutor]:
             yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _salience(statistics: InputStatistics, weight: str) -> tuple[I64, F64]:
-    """The channels of a weight's input, most salient first, and what error feedback leaves of each."""
-    from ..refining.metric import Feedback
-
-    feedback = Feedback.of(statistics.matrix(weight))
-    return feedback.order, feedback.spread**2
 
 
 def _sensitivities(

@@ -28,7 +28,7 @@ from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
 
 from ..errors import SplitQuantError
 from ..linear_algebra import cholesky_in_place
-from ..planning.curves import diagonal_of
+from ..planning.curves import Salience, diagonal_of
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -301,6 +301,11 @@ class Feedback:
             return cls(order, root, root, None)
         factor = _reverse_cholesky(_unit_diagonal(moments, order, root))
         return cls(order, np.diagonal(factor).astype(np.float64) * root, root, factor)
+
+    @property
+    def salience(self) -> Salience:
+        """Of the channels, as planning counts it."""
+        return Salience(self.order, self.spread**2)
 
     def outputs_of(self, inputs: F32) -> F32:
         """``D M^-T x`` for every row x of ``inputs``, float32 (tokens, cols) in and out: what the errors of

@@ -30,8 +30,9 @@ from gguf_splitquant.errors import GGUFError, SplitQuantError
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
 from gguf_splitquant.gguf_io.sharding import WHOLE
-from gguf_splitquant.planning.curves import ExpertUse, weight_curves
+from gguf_splitquant.planning.curves import ExpertUse, Salience, weight_curves
 from gguf_splitquant.recipe import Recipe
+from gguf_splitquant.refining.metric import Feedback
 from gguf_splitquant.refining.weights import WeightRefiner
 from gguf_splitquant.runtime.builds import BuildSpec, find_build
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
@@ -202,6 +203,9 @@ def test_the_planner_weights_experts_by_their_use(
         def matrix(self, weight: str, expert: int | None = None) -> F32:
             return moments.matrix(DOWN, expert)
 
+        def salience(self, weight: str) -> Salience:
+            return moments.salience(DOWN)
+
         def input_of(self, weight: str) -> str | None:
             return DOWN
 
@@ -245,6 +249,12 @@ class ReadsDown:
 
     def matrix(self, weight: str, expert: int | None = None) -> NDArray[np.float32]:
         return self.moments.matrix(DOWN)
+
+    def feedback(self, weight: str) -> Feedback:
+        return self.moments.feedback(DOWN)
+
+    def salience(self, weight: str) -> Salience:
+        return self.moments.salience(DOWN)
 
     def experts(self, weight: str) -> ExpertUse | None:
         return self.moments.experts(weight)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
+from gguf_splitquant.planning.curves import Salience
+from gguf_splitquant.refining.metric import Feedback
 from tests.calibration.test_calibrate import own_text
 from tests.gguf_files import FLOAT, convert_once
 
@@ -41,6 +43,12 @@ class Even:
 
     def matrix(self, weight: str, expert: int | None = None) -> NDArray[np.float32]:
         return np.ones(768 if "ffn_down" in weight else 288, np.float32)
+
+    def feedback(self, weight: str) -> Feedback:
+        return Feedback.of(self.matrix(weight))
+
+    def salience(self, weight: str) -> Salience:
+        return self.feedback(weight).salience
 
     def experts(self, weight: str) -> None:
         return None

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.planning import make_plan, plan_refined
 from gguf_splitquant.planning.allocate import Piece
-from gguf_splitquant.planning.curves import weight_curves
+from gguf_splitquant.planning.curves import Salience, weight_curves
 from gguf_splitquant.planning.refined import channel_orders, read_plan
 from gguf_splitquant.recipe import Recipe
+from gguf_splitquant.refining.metric import Feedback
 from tests.sample_models import small_model
 
 SPLIT = Recipe(layout="split", target_bpw=5.0)
@@ -35,6 +36,9 @@ class Statistics:
 
     def matrix(self, weight: str, expert: int | None = None) -> NDArray[np.float64]:
         return self.moments
+
+    def salience(self, weight: str) -> Salience:
+        return Feedback.of(self.moments).salience
 
     def experts(self, weight: str) -> None:
         return None
