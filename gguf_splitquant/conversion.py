@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .refining.weights import ExpectedWeight, WeightRefiner
 
 
-_FORESIGHT = 3
-"""Weights to look ahead for the next layer input: query, key and value share one."""
+_FORESIGHT = 8
+"""Weights to look ahead for what can be factored meanwhile: a layer has seven."""
 
 
 class TensorSink(Protocol):

@@ -1,7 +1,8 @@
 """Error feedback for one model: finds each weight's input statistics and shares the factorizations.
 
 Weights that read one input (query, key and value; gate and up) come one after the other, so the factors of
-the last input are kept, and those of the next one may be made meanwhile: factoring uses one core.
+the last input are kept, and those of the next ones may be made meanwhile: factoring uses one core, and a wide
+input's takes longer than the narrow weights before it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from .feedback import ERROR_ROWS, RefinedRows, Refiner, TypedCluster
 from .ggml import quantize_with_ggml
 from .metric import DAMPING, typical_salience
 from .row_kernels import round_to_bytes
+
+_ROOM = 1.25
+"""Matrices of the widest input whose factors are there at a time: those of two wide ones only if they follow
+each other."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class WeightRefiner:
         self._refiner: Refiner | None = None
         self._key: Any = None
         self._expected: Sequence[ExpectedWeight] = ()
-        self._ahead: tuple[Any, Future[Refiner]] | None = None
+        self._ahead: dict[Any, Future[Refiner]] = {}
         self._background = ThreadPoolExecutor(1, thread_name_prefix="factor")
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="refine")
 
@@ -76,10 +81,7 @@ class WeightRefiner:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def expect(self, weights: Sequence[ExpectedWeight]) -> None:
-        """Say which weights come after the next one, in turn.
-
-        The first input among theirs that is another is factored while the next weight is refined.
-        """
+        """Say which weights come after the next one, in turn: they are factored meanwhile."""
         self._expected = [weight for weight in weights if _by_feedback(weight.pieces)]
 
     def refine(
@@ -166,32 +168,44 @@ class WeightRefiner:
         key = self._key_of(name, clusters, columns, expert)
         if self._refiner is None or key != self._key:
             self._refiner = None  # its factors are large: they go before others come
-            ahead, self._ahead = self._ahead, None
-            if ahead is not None and ahead[0] == key:
-                self._refiner = ahead[1].result()
-            else:
-                self._refiner = self._make(name, clusters, columns, expert)
+            made = self._ahead.pop(key, None)
+            self._refiner = made.result() if made else self._make(name, clusters, columns, expert)
             self._key = key
-        self._look_ahead()
+        self._look_ahead(columns)
         return self._refiner
 
-    def _look_ahead(self) -> None:
-        if self._ahead is not None:
+    def _look_ahead(self, columns: int) -> None:
+        """Have the next factors made, and those after them in turn for which there is room.
+
+        ``columns``: of the weight that is refined meanwhile.
+        """
+        if not self._expected:
             return
+        coming: dict[Any, Any] = {}
         for weight in self._expected:
             clusters = _clusters(weight.columns, weight.pieces, weight.order)
             about = weight.name, clusters, weight.columns, self._own_expert(weight.name, weight.expert)
-            key = self._key_of(*about)
-            if key != self._key:
-                self._ahead = key, self._background.submit(self._make, *about)
+            coming.setdefault(self._key_of(*about), about)
+        self._expected = ()
+        coming.pop(self._key, None)
+        self._ahead = {key: made for key, made in self._ahead.items() if key in coming}
+        sizes = {key: about[2] ** 2 for key, about in coming.items()}
+        there = columns**2 + sum(sizes[key] for key in self._ahead)
+        most = _ROOM * max([columns**2, *sizes.values()])
+        for key, about in coming.items():
+            if key in self._ahead:
+                continue
+            there += sizes[key]
+            if self._ahead and there > most:
                 break
+            self._ahead[key] = self._background.submit(self._make, *about)
 
     def _make(self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None) -> Refiner:
         return Refiner(self._moments(name, columns, expert), clusters, threads=self._threads)
 
     def _key_of(self, name: str, clusters: list[TypedCluster], columns: int, expert: int | None) -> Any:
         source = self._statistics.input_of(name) if self._statistics else None
-        return source, expert, columns, [(c.qtype, c.channels.tobytes()) for c in clusters]
+        return source, expert, columns, tuple((c.qtype, c.channels.tobytes()) for c in clusters)
 
 
 def _pieces(weight: NDArray[np.float32]) -> list[slice]:
