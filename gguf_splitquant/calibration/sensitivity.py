@@ -21,10 +21,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from gguf import GGUFReader, ReaderTensor
@@ -32,15 +30,13 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from ..errors import SplitQuantError
-from ..linear_algebra import blas_threads
-from ..planning.curves import InputStatistics
 from ..progress import SILENT, Progress
 from ..records import Records
-from ..refining.metric import Feedback
 from ..runtime.engine import EngineOptions
 from ..runtime.threads import default_threads
 from ..sources.model import SourceTensor, to_float32
 from ..splitting.histogram import row_slabs
+from .factors import FactoredStatistics, Factors
 from .known_layers import KnownLayers
 from .observer import ObservedEngine
 from .runnable import Runnable
@@ -97,13 +93,6 @@ class Probing:
         """Layers to probe of a model of this size."""
         affordable = _LAYER_WORK // max(1, model_bytes * self.texts_for(model_bytes))
         return min(self.layers, max(_LEAST_LAYERS, affordable))
-
-
-class FactoredStatistics(InputStatistics, Protocol):
-    """Second moments that can be factored."""
-
-    def feedback(self, weight: str) -> Feedback:
-        """What errors of the weight become."""
 
 
 class ProbedEngine(ObservedEngine):
@@ -237,15 +226,13 @@ def measure_sensitivity(
     )
     norms: dict[str, float] = {}
 
-    @lru_cache(2)  # weights that read one input come close together; the factors are large
-    def feedback_of(source: str) -> Feedback:
-        with blas_threads(1):  # a factor depends on the number of threads, and plans must not
-            return statistics.feedback(source)
+    def input_of(name: str) -> str:
+        return statistics.input_of(name) or name
 
     def errors(name: str, inputs: F32, expert: int | None) -> F32:
         width = inputs.shape[1]
         rows = weights[name] if expert is None else weights[name][expert]
-        feedback = feedback_of(statistics.input_of(name) or name)
+        feedback = factors.of(input_of(name))
         seed = [how.seed, len(rows), width]
         rng = np.random.default_rng(seed if expert is None else [*seed, expert])
         noise = rng.standard_normal((len(rows), width), np.float32)
@@ -260,11 +247,13 @@ def measure_sensitivity(
     pairs = [(name, i) for name in probed for i in range(len(texts))]
     batches = [pairs[start : start + together] for start in range(0, len(pairs), together)]
     divergence: dict[str, list[float]] = {name: [] for name in probed}
-    with ProbedEngine(model, options, errors) as engine, ExitStack() as stack:
-        log = stack.enter_context(_open_records(records)) if records else None
-        progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
+    with ExitStack() as stack:
         # numpy computes on one core, and lets go of the interpreter meanwhile
         pool = stack.enter_context(ThreadPoolExecutor(n_threads or default_threads()))
+        factors = Factors(statistics, list(dict.fromkeys(map(input_of, probed))), pool)
+        engine = stack.enter_context(ProbedEngine(model, options, errors))
+        log = stack.enter_context(_open_records(records)) if records else None
+        progress.start("measuring sensitivities", texts.size * (len(probed) + 1), "tok")
         clean = engine.clean_logits(texts, how.skip, {_place(name)[1] for name in probed})
         for _ in pool.map(_to_log_probabilities, clean):
             pass
