@@ -319,8 +319,10 @@ class Moments:
             OSError: the salience cannot be written.
         """
         feedback = Feedback.of(self.matrix(weight))
-        salience = feedback.salience
-        np.save(self._salience_path(weight), np.stack([salience.order, salience.left]))
+        salience, path = feedback.salience, self._salience_path(weight)
+        partial = path.with_suffix(".partial.npy")  # a kill must not leave half of it
+        np.save(partial, np.stack([salience.order, salience.left]))
+        partial.replace(path)
         return feedback
 
     def complete_salience(self) -> None:

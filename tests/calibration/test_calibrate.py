@@ -24,7 +24,10 @@ from gguf_splitquant.calibration.moments import Moments, MomentWriter, TokenWeig
 from gguf_splitquant.calibration.observer import HEAD, ObservedEngine
 from gguf_splitquant.calibration.own_text import OwnText, write_own_text, writing_options
 from gguf_splitquant.calibration.runnable import Runnable
+from gguf_splitquant.calibration.sensitivity import Probing
 from gguf_splitquant.errors import EngineError, SplitQuantError
+from gguf_splitquant.linear_algebra import blas_threads
+from gguf_splitquant.refining.metric import Feedback
 from gguf_splitquant.runtime.engine import Engine, EngineOptions
 from tests.gguf_files import FLOAT, convert_once
 
@@ -146,6 +149,34 @@ def test_a_calibrated_checkpoint_needs_no_model(model: Path, tmp_path: Path) -> 
     with pytest.raises(EngineError, match="no such file"):
         calibrate(tmp_path / "gone.gguf", "other weights", how, cache=tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == [first.folder.name]  # no leftovers of the failure
+
+
+def test_what_plans_would_have_to_factor_is_kept(model: Path, tmp_path: Path) -> None:
+    how = Calibration(own=OwnText(2, 16), probing=Probing(texts=2, length=16, layers=2))
+    moments = calibrate(model, "digest", how, cache=tmp_path)
+    kept = sorted(path.name for path in moments.folder.glob("*-salience.npy"))
+    assert kept == sorted(name.replace(".npy", "-salience.npy") for name in moments.files.values())
+    assert not list(moments.folder.glob("*partial*"))
+    for name in ("blk.2.attn_k.weight", "blk.5.ffn_down.weight", HEAD):
+        with blas_threads(1):
+            exact = Feedback.of(moments.matrix(name)).salience
+        found = moments.salience(name)
+        assert found.order.dtype == np.int64
+        np.testing.assert_array_equal(found.order, exact.order)
+        np.testing.assert_array_equal(found.left, exact.left)
+    first, second = (moments.folder / name for name in kept[:2])
+    expected = moments.salience(kept_under(moments, first))
+    first.unlink()  # of a calibration by an earlier version
+    np.testing.assert_allclose(moments.salience(kept_under(moments, first)).left, expected.left, rtol=1e-3)
+    second.write_bytes(second.read_bytes()[:100])
+    with pytest.raises(SplitQuantError, match=r"salience\.npy: cannot be read"):
+        moments.salience(kept_under(moments, second))
+
+
+def kept_under(moments: Moments, path: Path) -> str:
+    """The weight whose input's salience is in a file."""
+    matrix = path.name.replace("-salience.npy", ".npy")
+    return next(name for name, file in moments.files.items() if file == matrix)
 
 
 def test_a_users_text_is_cut_into_pieces_from_all_over(model: Path, tmp_path: Path) -> None:
