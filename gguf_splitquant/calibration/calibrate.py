@@ -194,7 +194,7 @@ def _calibrate(
         records=work / _PROBES,
     )
     moments.with_sensitivity(sensitivity)
-    moments.complete_salience()
+    moments.complete_salience(progress)
     (work / _PROBES).unlink()
 
 

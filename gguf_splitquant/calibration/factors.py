@@ -16,6 +16,11 @@ _WORK = 17
 """Bytes per entry of a matrix that is factored."""
 
 
+def room_for_two(channels: int) -> bool:
+    """Whether two inputs of that width can be factored at a time: in a quarter of the available memory."""
+    return 2 * _WORK * channels**2 <= available_bytes() // 4
+
+
 class FactoredStatistics(InputStatistics, Protocol):
     """Second moments that can be factored."""
 
@@ -28,7 +33,8 @@ class Factors:
 
     Args:
         statistics: of the inputs.
-        inputs: their names in the order in which they are needed, nearly: the last two are kept.
+        inputs: their names in the order in which they are needed, nearly: the last two are kept, and those
+            that were made ahead until they are needed.
         pool: takes two at a time.
     """
 
@@ -59,7 +65,7 @@ class Factors:
 
     def _partner(self, source: str) -> list[str]:
         width = len(self._statistics.matrix(source))
-        if 2 * _WORK * width**2 > available_bytes() // 4:
+        if not room_for_two(width):
             return []
         later = self._inputs[self._inputs.index(source) + 1 :]
         alike = (n for n in later if n not in self._known and len(self._statistics.matrix(n)) == width)

@@ -48,6 +48,10 @@ class _Node:
         return cls(tensor.name, address_of(tensor), tensor.view_src or 0, reads)
 
 
+class OtherGraph(EngineError):
+    """The graph is not the one that was recorded."""
+
+
 class KnownLayers:
     """Outputs of layers from one run, for others with the same tokens: first all nodes are shown to
     :meth:`record`, later to :meth:`leave_out`.
@@ -91,7 +95,7 @@ class KnownLayers:
 
     def end(self) -> None:
         """Give the nodes their operations back: the graph may serve again."""
-        for node, operation in self._left:
+        for node, operation in reversed(self._left):
             node.op = operation
         self._left.clear()
         self._skipped, self._values = self._skipped[:0], None
@@ -100,17 +104,25 @@ class KnownLayers:
         """Whether the node, which is next, is left out.
 
         Raises:
-            EngineError: it is not the node that was there in the recorded run.
+            OtherGraph: it is not the node that was there in the recorded run.
         """
         if self._position >= len(self._skipped):
             return False
         position, self._position = self._position, self._position + 1
         if node.name != self._nodes[position].name:
-            raise EngineError(node.name.decode("utf-8", "replace"), "the graph is another one than before")
+            raise OtherGraph(node.name.decode("utf-8", "replace"), "the graph is another one than before")
         if self._skipped[position]:
-            self._left.append((node, node.op))
-            node.op = NO_OPERATION
+            self._stop(node)
         return bool(self._skipped[position])
+
+    def give_up(self, node: Tensor) -> None:
+        """The run ends with this node: it must not be computed from what was left out."""
+        if self._left:
+            self._stop(node)
+
+    def _stop(self, node: Tensor) -> None:
+        self._left.append((node, node.op))
+        node.op = NO_OPERATION
 
     @property
     def at_output(self) -> bool:

@@ -24,9 +24,11 @@ from numpy.typing import NDArray
 from ..errors import EngineError, SplitQuantError
 from ..linear_algebra import add_gram_rows, blas_threads
 from ..planning.curves import ExpertUse, Salience
+from ..progress import SILENT, Progress
 from ..refining.metric import Feedback
 from ..runtime.threads import default_threads
 from .experts import Routing, RowWriter, expert_energy, expert_matrix, expert_use
+from .factors import room_for_two
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -307,7 +309,7 @@ class Moments:
         path = self.folder / self.files[self._known(weight)]
         try:
             matrix: F32 = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise SplitQuantError(path, f"cannot be read: {error}", f"delete {self.folder}") from error
         return matrix if expert is None else expert_matrix(self._stem(weight), expert, matrix)
 
@@ -325,13 +327,20 @@ class Moments:
         partial.replace(path)
         return feedback
 
-    def complete_salience(self) -> None:
+    def complete_salience(self, progress: Progress = SILENT) -> None:
         """Keep the salience of all inputs, so that no plan has to factor their moments again."""
         left = [name for name in self.files if not self._salience_path(name).exists()]
-        # two at a time: more would cost memory. Each alone: sums must not depend on the number of threads
-        with blas_threads(1), ThreadPoolExecutor(2) as pool:
-            for _ in pool.map(self.feedback, left):
-                pass
+        widest = max((len(self.matrix(name)) for name in left), default=0)
+
+        def keep(name: str) -> None:
+            self.feedback(name)  # which is large: it goes at once
+
+        progress.start("factoring statistics", len(left), "inputs")
+        # each alone: sums must not depend on the number of threads
+        with blas_threads(1), ThreadPoolExecutor(2 if room_for_two(widest) else 1) as pool:
+            for name, _ in zip(left, pool.map(keep, left), strict=True):
+                progress.advance(1, name)
+        progress.finish()
 
     def salience(self, weight: str) -> Salience:
         """Of the weight's input channels: what is kept of it, or it is computed. Errors as :meth:`matrix`."""
@@ -340,7 +349,7 @@ class Moments:
             order, left = np.load(path)
         except FileNotFoundError:
             return Feedback.of(self.matrix(weight)).salience
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise SplitQuantError(path, f"cannot be read: {error}", f"delete {self.folder}") from error
         return Salience(order.astype(np.int64), left)
 

@@ -58,6 +58,11 @@ class ObservedEngine(Engine):
     def __enter__(self) -> ObservedEngine:
         return self
 
+    def close(self) -> None:
+        """See :meth:`Engine.close`; what was lent goes too."""
+        super().close()
+        self._callback = None  # a cycle: it holds this engine
+
     def _context_params(self) -> Any:
         params = super()._context_params()
         params.kv_unified = False
@@ -115,15 +120,19 @@ class ObservedEngine(Engine):
             raise failure
 
     def _visit(self, address: int, ask: bool, _user_data: Any) -> bool:
-        if self._signals.pending is not None or self._failure is not None:
-            return ask  # a node that was asked for and is not wanted after all ends the computation
+        node = tensor_at(address)
         # An exception must not cross the C frames between here and the caller
         try:
-            node = tensor_at(address)
-            return self._before(node) if ask else self._after(node)
+            if self._signals.pending is None and self._failure is None:
+                return self._before(node) if ask else self._after(node)
         except BaseException as failure:
             self._failure = failure
-            return ask
+        if ask:
+            self._give_up(node)
+        return ask  # a node that was asked for and is not wanted after all ends the computation
+
+    def _give_up(self, node: Tensor) -> None:
+        """The computation ends, with this node as the last one."""
 
     def _before(self, node: Tensor) -> bool:
         has_guests = self._lent is not None and self._lent.before(node)

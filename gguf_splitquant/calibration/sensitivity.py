@@ -37,7 +37,7 @@ from ..runtime.threads import default_threads
 from ..sources.model import SourceTensor, to_float32
 from ..splitting.histogram import row_slabs
 from .factors import FactoredStatistics, Factors
-from .known_layers import KnownLayers
+from .known_layers import KnownLayers, OtherGraph
 from .observer import ObservedEngine
 from .runnable import Runnable
 from .tensors import Tensor, routing_of, rows_of, tensor_at
@@ -121,6 +121,9 @@ class ProbedEngine(ObservedEngine):
             return True
         return super()._after(node)
 
+    def _give_up(self, node: Tensor) -> None:
+        self._known.give_up(node)
+
     def _wants(self, node: Tensor) -> bool:
         if self._recording:
             return self._known.record(node)
@@ -165,8 +168,11 @@ class ProbedEngine(ObservedEngine):
         self._known.begin(min(_place(target)[1] for target in targets) - 1, rows)
         try:
             return self._logits(tokens[rows], skip)
+        except OtherGraph:
+            pass  # then all of it is computed
         finally:
             self._known.end()
+        return self._logits(tokens[rows], skip)
 
     def _logits(self, tokens: I32, skip: int) -> F32:
         skip = min(skip, tokens.shape[1] - 1)

@@ -188,7 +188,8 @@ class WeightRefiner:
             coming.setdefault(self._key_of(*about), about)
         self._expected = ()
         coming.pop(self._key, None)
-        self._ahead = {key: made for key, made in self._ahead.items() if key in coming}
+        for key in self._ahead.keys() - coming.keys():
+            self._ahead.pop(key).cancel()
         sizes = {key: about[2] ** 2 for key, about in coming.items()}
         there = columns**2 + sum(sizes[key] for key in self._ahead)
         most = _ROOM * max([columns**2, *sizes.values()])

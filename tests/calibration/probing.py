@@ -30,9 +30,10 @@ class CountingEngine(ProbedEngine):
 def disturbed_logits(
     model: Runnable, text: NDArray[np.int32], targets: Sequence[str], layers: Collection[int]
 ) -> tuple[F32, int]:
-    """Logits of ``text``, (sequences, length), with errors in each target, (targets, sequences, ...).
+    """Logits of ``text``, (sequences, length), with errors in each target, (targets, sequences + 1, ...).
 
-    What goes into ``layers`` is known. The second value is how many nodes were left out for it.
+    What goes into ``layers`` is known. The first sequence comes a second time, so that the batch is another
+    one than that without errors. The second value is how many nodes were left out.
     """
     rows = row_scales(model, [*targets])
 
@@ -41,11 +42,12 @@ def disturbed_logits(
         noise = np.sin(np.arange(len(inputs) * scales.shape[-1], dtype=np.float32))
         return 0.5 * noise.reshape(len(inputs), -1) * np.abs(inputs).mean(axis=1, keepdims=True)
 
+    again = np.arange(len(text) + 1) % len(text)
+    size = len(again) * text.shape[1]
     options = EngineOptions(
-        n_ctx=256 * len(text), n_batch=text.size, n_ubatch=text.size, n_sequences=len(text), n_threads=1
+        n_ctx=256 * len(again), n_batch=size, n_ubatch=size, n_sequences=len(again), n_threads=1
     )
     with CountingEngine(model, options, errors) as engine:
         engine.clean_logits(text, 0, layers)
-        every = np.arange(len(text))
-        found = [engine.disturbed_logits(text, every, [target] * len(text), 0) for target in targets]
+        found = [engine.disturbed_logits(text, again, [target] * len(again), 0) for target in targets]
         return np.stack(found), engine.left_out

@@ -121,11 +121,42 @@ def test_another_graph_is_refused() -> None:
     known = recorded(nodes)
     known.begin(0, np.array([0, 1]))
     other = graph()
-    other[2].name = b"another"
+    other[5].name = b"another"
     with pytest.raises(EngineError, match="another: the graph is another one"):
         run(known, other)
+    assert other[3].op == 0
+    known.give_up(other[5])
+    assert other[5].op == 0  # it would be computed from what was not
     known.end()
-    assert other[0].op == ADD
+    assert [tensor.op for tensor in other] == [tensor.op for tensor in nodes]
+
+
+def test_a_run_that_ends_before_anything_is_left_out_computes_its_last_node() -> None:
+    nodes = graph()
+    known = recorded(nodes)
+    known.begin(0, np.array([0, 1]))
+    known.give_up(nodes[0])
+    assert nodes[0].op == ADD
+
+
+@pytest.mark.engine
+def test_where_the_graph_is_another_one_all_of_it_is_computed(
+    stories15m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Runnable(convert_once(stories15m, tmp_path, FLOAT, "float"))
+    expected, _ = disturbed_logits(model, TEXT, ["blk.3.attn_v.weight"], layers=())
+    record = KnownLayers.record
+
+    def misremember(known: KnownLayers, tensor: Tensor) -> bool:
+        if len(known._nodes) == 40:
+            tensor = Tensor.from_buffer_copy(tensor)
+            tensor.name = b"another"
+        return record(known, tensor)
+
+    monkeypatch.setattr(KnownLayers, "record", misremember)
+    found, left_out = disturbed_logits(model, TEXT, ["blk.3.attn_v.weight"], layers=(3,))
+    assert 10 < left_out < 50
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.engine
