@@ -36,7 +36,7 @@ _BINNED = 96 << 20
 _REFINED = 34
 """Bytes per value of the rows in work of a refined tensor: as read, in float32, as they are quantized."""
 
-_METRIC = 17
+METRIC_BYTES = 17
 """Bytes per entry of a layer input's second moments: mapped, scaled, and factored."""
 
 _COMPILER = 72 << 20
@@ -137,7 +137,7 @@ def _metric_bytes(plan: TensorPlan, full: bool) -> int:
     """The second moments of a layer's input, and their factors."""
     columns = plan.source.shape[-1]
     rounded = plan.role is Role.EMBEDDING and plan.outputs[0].qtype is GGMLQuantizationType.Q8_0
-    return _METRIC * columns * columns if full and not rounded else 0
+    return METRIC_BYTES * columns * columns if full and not rounded else 0
 
 
 def _base_bytes(plan: Plan) -> int:

@@ -11,14 +11,12 @@ from ..linear_algebra import blas_threads
 from ..memory import available_bytes
 from ..planning.curves import InputStatistics
 from ..refining.metric import Feedback
-
-_WORK = 17
-"""Bytes per entry of a matrix that is factored."""
+from ..working_set import METRIC_BYTES
 
 
 def room_for_two(channels: int) -> bool:
     """Whether two inputs of that width can be factored at a time: in a quarter of the available memory."""
-    return 2 * _WORK * channels**2 <= available_bytes() // 4
+    return 2 * METRIC_BYTES * channels**2 <= available_bytes() // 4
 
 
 class FactoredStatistics(InputStatistics, Protocol):
