@@ -165,7 +165,7 @@ class Conversion:
 
     def _finish_refined(self, plan: TensorPlan, lost: Sequence[float], power: Sequence[float]) -> None:
         if plan.order is not None and len(plan.outputs) > len(plan.sub_layers):
-            self._sink.write(plan.order.name, 0, plan.order.channels.astype("<i4").data)
+            self._sink.write(plan.order.name, 0, plan.order.stored.data)
         # exact sums: they do not depend on how many rows there were at a time
         total = math.fsum(power)
         self._record_error(plan, math.fsum(lost) / total if total else 0.0)

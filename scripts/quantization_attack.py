@@ -32,6 +32,7 @@ from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import Text
+from gguf_splitquant.planning.orders import channels_of
 from gguf_splitquant.planning.plan import split_name
 from gguf_splitquant.recipe import RECIPES, Recipe
 from gguf_splitquant.runtime.build import build_runtime
@@ -227,7 +228,8 @@ def decoded(path: Path) -> dict[str, np.ndarray]:
         values = np.concatenate([quants.dequantize(p.data, p.tensor_type) for p in parts], axis=-1)
         if name in orders:
             placed = np.empty_like(values)
-            placed[:, tensors[orders[name]].data] = values
+            order = tensors[orders[name]]
+            placed[:, channels_of(order.data, order.tensor_type, values.shape[1])] = values
             values = placed
         whole[name] = values
     return whole

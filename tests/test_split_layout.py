@@ -14,6 +14,7 @@ from gguf_splitquant.convert import convert
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.contents import read_contents
 from gguf_splitquant.evaluation.text import read_text
+from gguf_splitquant.planning.orders import channels_of
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.sources.model import SourceModel
 from tests.gguf_files import FLOAT
@@ -60,9 +61,9 @@ def test_clusters_partition_the_weight_and_orders_are_shared(files: dict[str, Pa
         while f"{stem}.split{len(clusters)}.weight" in tensors:
             clusters.append(tensors[f"{stem}.split{len(clusters)}.weight"])
         assert len(clusters) > 1
-        channels = tensors[order].data
-        assert sum(int(c.shape[0]) for c in clusters) == len(channels)
-        assert sorted(channels) == list(range(len(channels)))
+        widths = [int(c.shape[0]) for c in clusters]
+        channels = channels_of(tensors[order].data, tensors[order].tensor_type, sum(widths))
+        assert channels is not None and sorted(channels) == list(range(sum(widths)))
     assert len(set(orders)) < len(orders)
 
 
@@ -86,7 +87,8 @@ def test_the_engine_computes_what_the_file_says(
         values = np.concatenate([quants.dequantize(p.data, p.tensor_type) for p in parts], axis=-1)
         if source.name in order_of:
             whole = np.empty_like(values)
-            whole[:, tensors[order_of[source.name]].data] = values
+            order = tensors[order_of[source.name]]
+            whole[:, channels_of(order.data, order.tensor_type, values.shape[1])] = values
             values = whole
         writer.add_tensor(source.name, values.reshape(source.shape).astype(np.float32))
     writer.write_header_to_file()

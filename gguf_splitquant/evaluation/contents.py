@@ -14,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gguf import GGMLQuantizationType, Keys
+from gguf import Keys
 
 from ..gguf_io.header import GGUFHeader, TensorEntry, read_header
 from ..gguf_io.metadata import KEY_LAYOUT, KEY_PARAMETER_COUNT
 from ..gguf_io.sublayer_check import check_sublayers
+from ..planning.orders import ORDER_TYPES
 
 _EXTRA = re.compile(r"\.split[1-9][0-9]*(?=\.weight$|\.bias$)")
 
@@ -34,7 +35,7 @@ def base_name(name: str) -> str:
 
 def is_order(tensor: TensorEntry) -> bool:
     """The tensor is a channel order: indices, not weights."""
-    return tensor.name.endswith(".order") and tensor.qtype is GGMLQuantizationType.I32
+    return tensor.name.endswith(".order") and tensor.qtype in ORDER_TYPES
 
 
 def is_linear(tensor: TensorEntry) -> bool:

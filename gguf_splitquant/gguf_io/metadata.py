@@ -16,7 +16,7 @@ from .. import __version__
 from ..planning.plan import Plan
 from ..sources.model import SourceModel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 KEY_VERSION = "splitquant.version"
 KEY_LAYOUT = "splitquant.layout"

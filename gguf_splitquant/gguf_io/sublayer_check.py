@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType
 
 from ..bounded import open_regular
 from ..errors import GGUFError
+from ..planning.orders import ORDER_TYPES, channels_of
 from .header import GGUFHeader, TensorEntry
 from .metadata import FORMAT_VERSION, KEY_LAYOUT, KEY_ORDER_TENSORS, KEY_ORDER_WEIGHTS, KEY_VERSION
 
@@ -39,16 +40,16 @@ def check_sublayers(header: GGUFHeader) -> None:
         _refuse_unused_orders(header, tensors, ())
         return
     version = header.metadata.get(KEY_VERSION, FORMAT_VERSION)
-    if type(version) is not int or version != FORMAT_VERSION:
-        cause = f"has version {str(version)[:40]} of the format, and {FORMAT_VERSION} is known"
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        cause = f"has version {str(version)[:40]} of the format, and 1 to {FORMAT_VERSION} are known"
         raise GGUFError(header.path, cause, "update gguf-splitquant")
     for name, group in groups.items():
         _check_shapes(header, name, group, ordered=name in orders)
     for weight, order in orders.items():
         _check_order(header, weight, order, orders, groups, tensors)
     _refuse_unused_orders(header, tensors, set(orders.values()))
-    for name in dict.fromkeys(orders.values()):
-        _check_permutation(tensors[name])
+    for order, weight in {order: weight for weight, order in orders.items()}.items():
+        _check_permutation(tensors[order], _channels(groups[weight]))
 
 
 def _groups(header: GGUFHeader, tensors: Mapping[str, TensorEntry]) -> dict[str, list[TensorEntry]]:
@@ -127,10 +128,11 @@ def _check_order(
     owner = f"{order.removesuffix('.order')}.weight"
     if not order.endswith(".order") or orders.get(owner) != order:
         raise _misfit(header, order, f"cannot be the channel order of {weight}: {owner} does not use it")
-    if tensor.qtype is not GGMLQuantizationType.I32:
-        raise _misfit(header, order, f"is {tensor.qtype.name}: a channel order is I32")
-    channels = sum(part.shape[-1] for part in group)
-    if tensor.shape != (channels,):
+    if tensor.qtype not in ORDER_TYPES:
+        raise _misfit(header, order, f"is {tensor.qtype.name}: a channel order is I8 or I32")
+    channels = _channels(group)
+    by_two = tensor.qtype is GGMLQuantizationType.I8 and channels % 2 == 0
+    if tensor.shape != (channels,) and not (by_two and tensor.shape == (channels // 2,)):
         cause = f"has the shape {list(tensor.shape)}, and {weight} reads {channels} channels"
         raise _misfit(header, order, cause)
 
@@ -143,13 +145,19 @@ def _refuse_unused_orders(
             raise _misfit(header, name, "is a channel order that no weight uses")
 
 
-def _check_permutation(tensor: TensorEntry) -> None:
+def _channels(group: Sequence[TensorEntry]) -> int:
+    return sum(part.shape[-1] for part in group)
+
+
+def _check_permutation(tensor: TensorEntry, channels: int) -> None:
+    """Clusters always give one: of them nothing has to be read."""
+    if tensor.qtype is GGMLQuantizationType.I8:
+        return
     with open_regular(tensor.file) as file:
         file.seek(tensor.offset)
-        channels = np.frombuffer(file.read(tensor.nbytes), "<i4")
-    if not np.array_equal(np.sort(channels), np.arange(tensor.shape[0])):
-        last = tensor.shape[0] - 1
-        cause = f"tensor {tensor.name} is not a permutation of 0 to {last}"
+        stored = np.frombuffer(file.read(tensor.nbytes), "<i4")
+    if channels_of(stored, tensor.qtype, channels) is None:
+        cause = f"tensor {tensor.name} is not a permutation of 0 to {channels - 1}"
         raise GGUFError(tensor.file, cause, _AGAIN)
 
 

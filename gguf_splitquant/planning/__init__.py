@@ -1,7 +1,8 @@
 """What becomes of every tensor: decided before the first one is written."""
 
+from .orders import ChannelOrder
 from .plan import OutputTensor, Plan, TensorPlan, make_plan
-from .refined import ChannelOrder, RefinedPlan, plan_refined
+from .refined import RefinedPlan, plan_refined
 from .roles import Role, role_of
 
 __all__ = [

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from .curves import WeightCurve
+from .orders import stored_bits
 from .rates import RATES, Rate
 
 F64 = NDArray[np.float64]
@@ -27,9 +28,6 @@ CLUSTER_PRICE = 8 * 1024
 """Bits that a further cluster must be worth: one more matrix product per token is not free. Four times as
 much costs a model of small matrices (stories15M) a tenth of KLD; a quarter of it gains little more (each
 measured once, by hand)."""
-
-_ORDER_BITS = 32
-"""Of a channel's place in an order tensor."""
 
 _CUTS = 64
 """Most places for a cut that are looked at per weight."""
@@ -86,20 +84,19 @@ def allocate(
         RecipeError: the budget is below what the smallest types need.
     """
     fixed = fixed or {}
-    readers = Counter(c.source or c.name for c in curves)
+    readers = Counter(c.input for c in curves)
+    orders = {c.input: c.columns * stored_bits(readers[c.input] * (most_clusters - 1)) for c in curves}
     solvers = [
-        _Solver(
-            c, most_clusters, fixed.get(c.name), _ORDER_BITS * c.columns / readers[c.source or c.name], avoid
-        )
+        _Solver(c, most_clusters, fixed.get(c.name), orders[c.input] / readers[c.input], avoid)
         for c in curves
     ]
     n_params = sum(c.n_params for c in curves)
     least = [s.solve(np.inf) for s in solvers]
-    if _bits(curves, least) > budget:
+    if _bits(curves, least, orders) > budget:
         raise RecipeError(
             "target",
             f"{budget / max(1, n_params):.3f} bits per weight for the linear layers",
-            f"the smallest types need {_bits(curves, least) / max(1, n_params):.3f}: ask for more",
+            f"the smallest types need {_bits(curves, least, orders) / max(1, n_params):.3f}: ask for more",
         )
     scale = sum(float(c.loss[-1]) for c in curves) / max(1, n_params) or 1.0
     low, high = 1e-12 * scale, 1e3 * scale  # prices that buy everything, and next to nothing
@@ -107,11 +104,11 @@ def allocate(
     for _ in range(48):
         price = float(np.sqrt(low * high))
         attempt = [s.solve(price) for s in solvers]
-        if _bits(curves, attempt) <= budget:
+        if _bits(curves, attempt, orders) <= budget:
             chosen, high = attempt, price
         else:
             low = price
-    chosen = _spend(curves, solvers, chosen, high, budget)
+    chosen = _spend(curves, solvers, chosen, high, budget, orders)
     return {c.name: choice for c, choice in zip(curves, chosen, strict=True)}
 
 
@@ -121,10 +118,11 @@ def _spend(
     chosen: list[Choice],
     price: float,
     budget: float,
+    orders: Mapping[str, float],
 ) -> list[Choice]:
     """Use what the bisection left: the better choices at lower prices that still fit, best bargain first."""
     chosen = list(chosen)
-    left = budget - _bits(curves, chosen)
+    left = budget - _bits(curves, chosen, orders)
     for factor in (0.7, 0.4, 0.2, 0.05, 0.01):
         offers = []
         for i, solver in enumerate(solvers):
@@ -135,20 +133,19 @@ def _spend(
         for _, i, offer in sorted(offers, key=lambda o: (-o[0], o[1])):
             if offer.bits - chosen[i].bits <= left:
                 attempt = [*chosen[:i], offer, *chosen[i + 1 :]]
-                bits = _bits(curves, attempt)  # a first split brings the channel order with it
+                bits = _bits(curves, attempt, orders)  # a first split brings the channel order with it
                 if bits <= budget:
                     chosen, left = attempt, budget - bits
     return chosen
 
 
-def _bits(curves: Sequence[WeightCurve], choices: Sequence[Choice]) -> float:
-    """Stored bits of all weights, and of the channel orders of inputs that any of them splits."""
-    orders = {
-        curve.source or curve.name: curve.columns
-        for curve, choice in zip(curves, choices, strict=True)
-        if len(choice.pieces) > 1
-    }
-    return sum(c.bits for c in choices) + _ORDER_BITS * sum(orders.values())
+def _bits(curves: Sequence[WeightCurve], choices: Sequence[Choice], orders: Mapping[str, float]) -> float:
+    """Stored bits of all weights, and of the channel orders of inputs that any of them splits.
+
+    ``orders``: bits of an order, by input.
+    """
+    cut = {curve.input for curve, choice in zip(curves, choices, strict=True) if len(choice.pieces) > 1}
+    return sum(c.bits for c in choices) + sum(orders[name] for name in sorted(cut))
 
 
 class _Solver:

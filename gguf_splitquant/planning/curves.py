@@ -98,6 +98,11 @@ class WeightCurve:
     loss: F64
 
     @property
+    def input(self) -> str:
+        """What other weights of one name here share their order with."""
+        return self.source or self.name
+
+    @property
     def columns(self) -> int:
         """Input channels."""
         return len(self.order)

@@ -17,8 +17,9 @@ from ..errors import RecipeError
 from ..packing.encodings import LinearEncoding, choose_encoding
 from ..recipe import GGML_TYPES, Recipe
 from ..sources.model import FloatType, SourceModel, SourceTensor
+from .orders import ChannelOrder
 from .rates import narrow_type
-from .refined import ChannelOrder, RefinedPlan, one_type
+from .refined import RefinedPlan, one_type
 from .roles import Role, role_of
 
 _FLOAT_QTYPES = {
@@ -104,7 +105,7 @@ class TensorPlan:
     @property
     def sub_layers(self) -> tuple[OutputTensor, ...]:
         """The outputs that hold weights."""
-        return tuple(o for o in self.outputs if o.qtype is not GGMLQuantizationType.I32)
+        return tuple(o for o in self.outputs if o.qtype is not GGMLQuantizationType.I8)
 
     @property
     def nbytes(self) -> int:
@@ -169,7 +170,7 @@ def make_plan(model: SourceModel, recipe: Recipe, refined: RefinedPlan | None = 
         plan = _plan_tensor(tensor, recipe, refined, float_qtype)
         if plan.order is not None and plan.order.name not in written:
             written.add(plan.order.name)
-            order = OutputTensor(plan.order.name, GGMLQuantizationType.I32, (len(plan.order.channels),))
+            order = OutputTensor(plan.order.name, GGMLQuantizationType.I8, plan.order.stored.shape)
             plan = dataclasses.replace(plan, outputs=(*plan.outputs, order))
         tensors.append(plan)
     return Plan(recipe, tuple(tensors), _file_type(tensors, float_qtype))

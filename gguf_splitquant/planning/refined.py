@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from numpy.typing import NDArray
 
 from ..bounded import parse_json, read_bytes
 from ..errors import RecipeError
@@ -25,25 +24,11 @@ from ..replacing import write_text
 from ..sources.model import SourceModel, SourceTensor
 from .allocate import Piece, allocate
 from .curves import InputStatistics, WeightCurve, diagonal_of, weight_curves
+from .orders import MOST_CLUSTERS, ChannelOrder
 from .rates import narrow_type
 from .roles import Role, role_of
 
-I64 = NDArray[np.int64]
-
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class ChannelOrder:
-    """The order in which channel clusters read an input, shared by all weights that read it.
-
-    Attributes:
-        name: of the tensor in the file.
-        channels: input channel at each position, a permutation.
-    """
-
-    name: str
-    channels: I64
 
 
 @dataclass(frozen=True)
@@ -199,6 +184,9 @@ def channel_orders(
 
     Inside a cluster the input's order is kept: neighbouring channels (those of one attention head) are
     correlated, and error feedback inside a block gains from that.
+
+    Raises:
+        RecipeError: more clusters than an order can tell apart.
     """
     readers: dict[str, list[str]] = {}
     for name, parts in pieces.items():
@@ -211,10 +199,12 @@ def channel_orders(
         salience = np.zeros(width)
         if statistics is not None and statistics.input_of(names[0]) is not None:
             salience = diagonal_of(statistics.matrix(names[0])).astype(np.float64)
-        channels = np.argsort(-salience, kind="stable")
         cuts = sorted({int(c) for name in names for c in np.cumsum([p.width for p in pieces[name]])})
-        for start, stop in zip([0, *cuts[:-1]], cuts, strict=True):
-            channels[start:stop].sort()
-        order = ChannelOrder(names[0].removesuffix(".weight") + ".order", channels)
+        if len(cuts) > MOST_CLUSTERS:
+            cause = f"and what reads its input with it are cut into {len(cuts)} clusters"
+            raise RecipeError(names[0], cause, f"use a plan with at most {MOST_CLUSTERS}")
+        clusters = np.empty(width, np.uint8)
+        clusters[np.argsort(-salience, kind="stable")] = np.searchsorted(cuts, np.arange(width), side="right")
+        order = ChannelOrder(names[0].removesuffix(".weight") + ".order", clusters)
         orders.update(dict.fromkeys(names, order))
     return orders

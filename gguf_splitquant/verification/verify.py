@@ -135,7 +135,7 @@ def verify(
     sink = Comparing(stored.header.tensors)
     for item in plan.tensors:
         if item.order is not None and len(item.outputs) > len(item.sub_layers):
-            sink.write(item.order.name, 0, item.order.channels.astype("<i4").data)
+            sink.write(item.order.name, 0, item.order.stored.data)
     wrong = {d.subject for d in differences}
     whole = [t for t in chosen if not any(o.name in wrong for o in t.outputs)]
     work = Conversion(plan, sink, statistics, model.tied_head, progress)

@@ -77,8 +77,8 @@ def test_a_later_version_is_not_guessed_at(tmp_path: Path) -> None:
     data = path.read_bytes()
     key = b"splitquant.version" + (4).to_bytes(4, "little")
     assert data.count(key + b"\1") == 1
-    path.write_bytes(data.replace(key + b"\1", key + b"\2"))
-    with pytest.raises(GGUFError, match=r"has version 2 of the format, and 1 is known; update"):
+    path.write_bytes(data.replace(key + b"\1", key + b"\3"))
+    with pytest.raises(GGUFError, match=r"has version 3 of the format, and 1 to 2 are known; update"):
         read_contents(path)
 
 

@@ -51,7 +51,7 @@ def test_metadata_says_how_it_was_made(tmp_path: Path) -> None:
     report = convert(model, out, RECIPES["paper"])
     fields = {name: field.contents() for name, field in GGUFReader(out).fields.items()}
     assert Recipe.from_json(fields["splitquant.recipe"]) == RECIPES["paper"]
-    assert fields["splitquant.version"] == 1
+    assert fields["splitquant.version"] == 2
     assert fields["splitquant.layout"] == "value"
     assert fields["splitquant.parameter_count"] == model.n_params
     assert fields["general.quantized_by"].startswith("gguf-splitquant ")

@@ -34,7 +34,7 @@ def exhaustive(weight: WeightCurve, budget: float, clusters: int) -> float:
             options = [[r for r in RATES if width % r.block == 0] for width in widths]
             for rates in itertools.product(*options):
                 bits = sum(r.bits * weight.rows * w for r, w in zip(rates, widths, strict=True))
-                bits += 32 * weight.columns if count else 0
+                bits += 4 * weight.columns if count else 0
                 parts = zip(rates, edges[:-1], edges[1:], strict=True)
                 loss = sum(r.loss * (weight.loss[b] - weight.loss[a]) for r, a, b in parts)
                 if bits <= budget:
@@ -52,7 +52,7 @@ def test_one_weight_gets_a_point_of_the_exhaustive_frontier(
     (choice,) = allocate([weight], bpw * weight.n_params, clusters).values()
     assert choice.bits <= bpw * weight.n_params
     # nothing of the same size loses less
-    order = 32 * weight.columns if len(choice.pieces) > 1 else 0
+    order = 4 * weight.columns if len(choice.pieces) > 1 else 0
     assert choice.loss == pytest.approx(exhaustive(weight, choice.bits + order, clusters), rel=1e-9)
 
 
@@ -62,7 +62,7 @@ def test_budget_is_met_from_below_and_channels_are_partitioned(bpw: float, clust
     budget = bpw * sum(c.n_params for c in curves)
     choices = allocate(curves, budget, clusters)
     split = {c.source for c in curves if len(choices[c.name].pieces) > 1}
-    bits = sum(c.bits for c in choices.values()) + 32 * 512 * len(split)
+    bits = sum(c.bits for c in choices.values()) + 4 * 512 * len(split)
     assert 0.98 * budget <= bits <= budget
     for choice in choices.values():
         assert sum(p.width for p in choice.pieces) == 512

@@ -68,6 +68,12 @@ def test_orders_hold_salient_clusters_first_each_in_the_inputs_order() -> None:
         assert stop == 256 or salience[cell].min() >= salience[order.channels[stop:]].max()
 
 
+def test_more_clusters_than_an_order_can_hold_are_refused() -> None:
+    pieces = {"a.weight": (Piece(Q.IQ4_NL, 32), Piece(Q.Q4_0, 32)) * 129}
+    with pytest.raises(RecipeError, match=r"a\.weight: .* are cut into 258 clusters"):
+        channel_orders(pieces, None)
+
+
 def test_a_plan_survives_the_disk(tmp_path: Path) -> None:
     model, known = small_model(), statistics()
     plan = plan_refined(model, SPLIT, known)
@@ -91,7 +97,7 @@ def test_the_file_has_clusters_and_one_order_per_input() -> None:
     assert shapes["blk.0.attn_q.weight"] == ("Q8_0", (64, 64))
     assert shapes["blk.0.attn_q.split1.weight"] == ("Q4_0", (64, 192))
     assert [n for n in shapes if n.endswith(".order")] == ["blk.0.attn_q.order"]
-    assert shapes["blk.0.attn_q.order"] == ("I32", (256,))
+    assert shapes["blk.0.attn_q.order"] == ("I8", (128,))
 
 
 def test_unmeasured_weights_count_like_the_typical_measured_one() -> None:

@@ -33,7 +33,7 @@ _INPUTS = {
 
 @dataclass(frozen=True)
 class ChannelModel:
-    """``model`` has the clusters and the I32 order tensors; ``orders`` maps a weight to its order tensor;
+    """``model`` has the clusters and the order tensors; ``orders`` maps a weight to its order tensor;
     ``types`` are the clusters' types where they are not F32."""
 
     model: TinyModel
@@ -78,11 +78,14 @@ def split_channels(
     kinds: Sequence[GGMLQuantizationType] = (),
     ordered: bool = True,
     shared: bool = True,
+    stored: str = "channels",
 ) -> tuple[ChannelModel, TinyModel]:
     """The named weights in ``k`` clusters of channels, of the types ``kinds`` in turn.
 
     Without ``ordered`` the clusters are consecutive channels and there are no order tensors; ``shared`` gives
-    weights that read one input one order. Also returns the whole F32 model with the clusters' decoded values.
+    weights that read one input one order. An order tensor has ``stored``: the "channels", in any order, or
+    the cluster of each, "one in a byte" or "two in a byte". Also returns the whole F32 model with the
+    clusters' decoded values.
     """
     rng = np.random.default_rng(11)
     block = 32 if kinds else 1
@@ -90,6 +93,7 @@ def split_channels(
     whole = dict(model.tensors)
     result = ChannelModel(model)
     owners: dict[str, str] = {}
+    orders: dict[str, np.ndarray] = {}
     for name, weight in model.tensors.items():
         if name not in names:
             tensors[name] = weight
@@ -100,8 +104,15 @@ def split_channels(
             owner = owners.setdefault(_input_of(name) if shared else name, name)
             result.orders[name] = order_name(owner)
             if owner == name:
-                tensors[order_name(name)] = rng.permutation(n_in).astype(np.int32)
-            order = tensors[order_name(owner)]
+                orders[name] = rng.permutation(n_in).astype(np.int32)
+                tensors[order_name(name)] = orders[name]
+                if stored != "channels":
+                    parts = widths(n_in, k, block)
+                    clusters = rng.permutation(np.repeat(np.arange(len(parts)), parts)).astype(np.uint8)
+                    orders[name] = np.argsort(clusters, kind="stable").astype(np.int32)
+                    two = stored == "two in a byte"
+                    tensors[order_name(name)] = clusters[::2] + 16 * clusters[1::2] if two else clusters
+            order = orders[owner]
         whole[name] = np.empty_like(weight)
         start = 0
         for i, width in enumerate(widths(n_in, k, block)):

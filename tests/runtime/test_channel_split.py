@@ -32,7 +32,7 @@ def linear(model: TinyModel) -> list[str]:
 # -- the sum -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["shared", "unshared", "identity"])
+@pytest.mark.parametrize("order", ["shared", "unshared", "identity", "one in a byte", "two in a byte"])
 @pytest.mark.parametrize(
     ("model", "names", "k"),
     [
@@ -49,7 +49,10 @@ def test_float_split_equals_the_whole(
 ) -> None:
     """Prompt and single tokens; both batch sizes go different ways through the graph."""
     expected = patched.run(write(model, tmp_path / "whole.gguf"))
-    parts, _ = split_channels(model, names, k=k, ordered=order != "identity", shared=order == "shared")
+    stored = order if "byte" in order else "channels"
+    parts, _ = split_channels(
+        model, names, k=k, ordered=order != "identity", shared=order != "unshared", stored=stored
+    )
     path = parts.write(tmp_path / "split.gguf")
     actual = patched.run(path)
     assert actual.refused == "", actual.log
@@ -150,8 +153,9 @@ def test_threads_share_the_rows_of_a_token(
     np.testing.assert_array_equal(several.logits, one.logits)
 
 
-def test_saved_model_keeps_clusters_and_orders(patched: LogitsProcess, tmp_path: Path) -> None:
-    parts, _ = split_channels(DENSE, [*linear(DENSE), HEAD])
+@pytest.mark.parametrize("stored", ["channels", "two in a byte"])
+def test_saved_model_keeps_clusters_and_orders(stored: str, patched: LogitsProcess, tmp_path: Path) -> None:
+    parts, _ = split_channels(DENSE, [*linear(DENSE), HEAD], stored=stored)
     path = parts.write(tmp_path / "split.gguf")
     saved = tmp_path / "saved.gguf"
     expected = patched.run(path, mmap=False, repack=False, save=saved)

@@ -147,14 +147,17 @@ def quantize(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     return packed.reshape(*values.shape[:-1], -1)
 
 
+_PLAIN = {"float32": "F32", "int32": "I32", "uint8": "I8"}
+
+
 def write(
     model: TinyModel,
     path: Path,
     types: Mapping[str, GGMLQuantizationType] | None = None,
     metadata: Mapping[str, list[str] | list[int] | str] | None = None,
 ) -> Path:
-    """A GGUF file without tokenizer; ``types`` gives tensors another type than F32, or than I32 where their
-    values are integers. ``metadata`` is added as it is."""
+    """A GGUF file without tokenizer; ``types`` gives tensors another type than that of their values.
+    ``metadata`` is added as it is."""
     writer = GGUFWriter(path, model.arch)
     writer.add_string("tokenizer.ggml.model", "no_vocab")
     for key, value in model.hparams.items():
@@ -168,7 +171,7 @@ def write(
         else:
             writer.add_array(key, content)
     for name, values in model.tensors.items():
-        plain = GGMLQuantizationType.I32 if values.dtype == np.int32 else GGMLQuantizationType.F32
+        plain = GGMLQuantizationType[_PLAIN[values.dtype.name]]
         kind = (types or {}).get(name, plain)
         data = values if kind == plain else quantize(values, kind)
         writer.add_tensor(name, data, raw_dtype=kind)

@@ -28,7 +28,7 @@ def test_a_calibrated_split_of_a_tiny_model_runs(
 ) -> None:
     # what keeps small layers whole would leave nothing to see here
     monkeypatch.setattr(allocate, "CLUSTER_PRICE", 0)
-    monkeypatch.setattr(allocate, "_ORDER_BITS", 0)
+    monkeypatch.setattr(allocate, "stored_bits", lambda cuts: 0)
     model = open_model(official_files / name, pre_tokenizer=FAMILY_CASES[name].pre)
     how = Calibration(own=OwnText(4, 32), probing=Probing(2, 32))
     statistics = calibrate_model(model, how, threads=1, cache=tmp_path / "cache")

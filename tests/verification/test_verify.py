@@ -211,7 +211,7 @@ def test_a_changed_channel_order_is_found(
 ) -> None:
     wrong = copy_of(split, tmp_path)
     order = next(t for t in read_header(wrong).tensors if t.name.endswith(".order"))
-    data = np.memmap(order.file, np.int32, "r+", offset=order.offset, shape=(2,))
+    data = np.memmap(order.file, np.uint8, "r+", offset=order.offset, shape=(order.nbytes,))
     data[:] = data[::-1].copy()
     data.flush()
     assert subjects(verify(read_recipe(wrong), stories, statistics=stories_moments)) == [order.name]
