@@ -28,10 +28,11 @@ from scripts.synthetic import write_checkpoint
 
 
 class PhaseTimer:
-    """A Progress that notes wall and CPU seconds of every phase."""
+    """A Progress that notes when every phase began, and its wall and CPU seconds."""
 
     def __init__(self) -> None:
-        self.phases: list[tuple[str, float, float, float]] = []
+        self.phases: list[tuple[str, float, float, float, float]] = []
+        self._created = time.monotonic()
         self._began = ("", 0.0, 0.0)
 
     def start(self, what: str, total: int, unit: str) -> None:
@@ -43,7 +44,8 @@ class PhaseTimer:
         what, wall, cpu = self._began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak_bytes = peak if sys.platform == "darwin" else 1024 * peak
-        self.phases.append((what, time.monotonic() - wall, time.process_time() - cpu, peak_bytes / 1e9))
+        took = time.monotonic() - wall, time.process_time() - cpu
+        self.phases.append((what, wall - self._created, *took, peak_bytes / 1e9))
 
 
 def bench(folder: Path, layers: int, recipe: str) -> None:
@@ -58,10 +60,10 @@ def bench(folder: Path, layers: int, recipe: str) -> None:
     out = folder / "out.gguf"
     convert(model, out, chosen, statistics=statistics, refined=refined, force=True, progress=timer)
     print(f"{os.cpu_count()} cores, {layers} layers of Llama-3.2-1B shapes, --recipe {recipe}")
-    print(f"{'phase':<40} {'wall s':>8} {'CPU s':>8} {'GB RSS so far':>14}")
-    for what, wall_s, cpu_s, peak in timer.phases:
-        print(f"{what:<40} {wall_s:8.1f} {cpu_s:8.1f} {peak:14.2f}")
-    print(f"{'all':<40} {time.monotonic() - wall:8.1f} {time.process_time() - cpu:8.1f}")
+    print(f"{'phase':<40} {'from s':>8} {'wall s':>8} {'CPU s':>8} {'GB RSS so far':>14}")
+    for what, began, wall_s, cpu_s, peak in timer.phases:
+        print(f"{what:<40} {began:8.1f} {wall_s:8.1f} {cpu_s:8.1f} {peak:14.2f}")
+    print(f"{'all':<40} {'':>8} {time.monotonic() - wall:8.1f} {time.process_time() - cpu:8.1f}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 10
+_VERSION = 11
 """Raised whenever the same settings give other moments, sensitivities or salience: part of the cache key."""
 
 _SLAB = 1536
@@ -214,7 +214,7 @@ def write_and_gather(
     Returns:
         The text, int32 (sequences, length), and the moments; the last token of each sequence is not read.
     """
-    own = dataclasses.replace(how.own, sequences=how.own.sequences_for(model.nbytes))
+    own = dataclasses.replace(how.own, length=how.own.length_for(model.nbytes))
     writer = MomentWriter(folder, how.weighting, memory, n_threads)
     with ObservedEngine(model, writing_options(own, n_threads), writer) as engine:
         opening = chat_opening(model.path) if how.chat else None

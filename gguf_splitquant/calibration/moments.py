@@ -36,8 +36,8 @@ F64 = NDArray[np.float64]
 _INDEX = "index.json"
 _SENSITIVITY = "sensitivity.json"
 _FORMAT = 2
-_ROWS = 256
-_STRIP = 256
+_ROWS = 512
+_STRIP = 512
 """Rows of a matrix that one thread adds to at a time: few, as what lies left of the diagonal is in vain."""
 
 _WAITING = ".waiting.npy"

@@ -1,4 +1,4 @@
-"""Applies the package's own patch to llama.cpp's sources, strictly and without a `patch` program.
+"""Applies the package's own patches to llama.cpp's sources, strictly and without a `patch` program.
 
 The sources are pinned by their hash, so a hunk that does not match to the letter means that something is
 wrong: there is no fuzz, and no line offset.
@@ -12,23 +12,28 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import BuildError
 
-PATCH_NAME = "llama.cpp-sub-weights.patch"
+PATCHES = ("llama.cpp-sub-weights.patch", "llama.cpp-amx-bf16.patch")
+"""They change different files."""
 
 _HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 
 
 def patch_text() -> str:
-    """The patch: in a checkout from ``patches/``, in an installed package from its data files.
+    """All patches as one: in a checkout from ``patches/``, in an installed package from its data files.
 
     Raises:
-        BuildError: it is in neither place.
+        BuildError: one is in neither place.
     """
+    return "".join(_read(name) for name in PATCHES)
+
+
+def _read(name: str) -> str:
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_patches", package.parent / "patches"):
-        path = folder / PATCH_NAME
+        path = folder / name
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise BuildError(PATCH_NAME, "the patch is not in this installation", "reinstall gguf-splitquant")
+    raise BuildError(name, "the patch is not in this installation", "reinstall gguf-splitquant")
 
 
 def apply_patch(text: str, root: Path) -> list[Path]:
@@ -83,7 +88,8 @@ def _files(text: str) -> Iterator[tuple[str, list[_Hunk]]]:
             while len(old) < n_old or len(new) < n_new:
                 body = next(lines, "")
                 if body[:1] not in (" ", "-", "+"):
-                    raise BuildError(PATCH_NAME, f"damaged hunk of {name}", "reinstall gguf-splitquant")
+                    cause = f"damaged hunk of {name} in the patch"
+                    raise BuildError("llama.cpp", cause, "reinstall gguf-splitquant")
                 if body[0] != "+":
                     old.append(body[1:])
                 if body[0] != "-":

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from gguf_splitquant.calibration.own_text import OwnText, _sample
 
 
-@pytest.mark.parametrize(("size", "texts"), [(270_000_000, 64), (1_300_000_000, 49), (2_500_000_000, 32)])
-def test_small_models_write_more(size: int, texts: int) -> None:
-    assert OwnText().sequences_for(size) == texts
-    assert OwnText(sequences=8).sequences_for(size) == 8
+@pytest.mark.parametrize(
+    ("size", "length"), [(270_000_000, 384), (1_300_000_000, 295), (2_500_000_000, 192), (10**12, 192)]
+)
+def test_large_models_write_shorter_texts(size: int, length: int) -> None:
+    assert OwnText().length_for(size) == length
+    assert OwnText(sequences=8).length_for(1_300_000_000) == 384
 
 
 @given(

@@ -55,9 +55,10 @@ class LogitsProcess:
         repack: bool = True,
         save: Path | None = None,
         threads: int = 1,
+        prompt: Sequence[int] = PROMPT,
     ) -> Answer:
-        """Logits of every position: PROMPT in one batch, then DECODED token by token; F32 KV cache, no flash
-        attention. ``save`` is where llama.cpp writes the model that it has loaded.
+        """Logits of every position: the prompt in one batch, then DECODED token by token; F32 KV cache, no
+        flash attention. ``save`` is where llama.cpp writes the model that it has loaded.
 
         Raises:
             RuntimeError: the process died.
@@ -71,6 +72,7 @@ class LogitsProcess:
             "use_extra_bufts": repack,
             "save": str(save or ""),
             "threads": threads,
+            "prompt": list(prompt),
             "out": str(out),
         }
         if self._process is None or self._process.poll() is not None:
@@ -125,7 +127,7 @@ def _logits_of(llama: Any, model: Any, job: dict[str, Any]) -> np.ndarray:
         _set_adapters(llama, model, context, job["adapters"])
         n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         rows: list[np.ndarray] = []
-        for tokens in (PROMPT, *([token] for token in DECODED)):
+        for tokens in (job["prompt"], *([token] for token in DECODED)):
             batch = llama.llama_batch_init(len(tokens), 0, 1)
             batch.n_tokens = len(tokens)
             for i, token in enumerate(tokens):
