@@ -42,12 +42,12 @@ class OwnText:
     seed: int = 0
 
     def length_for(self, model_bytes: int) -> int:
-        """Tokens of each text that a model of this size writes: half as many at least.
+        """Tokens of each text that a model of this size writes: at least half of :attr:`length`.
 
         Shorter texts and not fewer: a step reads all weights, and takes little longer for more texts.
         """
         affordable = _WORK // max(1, model_bytes * self.sequences)
-        return min(self.length, max(self.length // 2, affordable))
+        return min(self.length, max(1, self.length // 2, affordable))
 
 
 def write_own_text(
@@ -68,7 +68,7 @@ def write_own_text(
         prompt = [engine.bos] if engine.adds_bos and engine.bos >= 0 else []
         if opening is not None and i % 2:
             text = engine.tokenize(opening, add_special=True, parse_special=True)
-            prompt = text[: how.length // 2].tolist()
+            prompt = text[: max(how.length // 2, how.length - 64)].tolist()
         prompts.append([*prompt, int(rng.choice(starters))] if not (opening and i % 2) else prompt)
     text = np.zeros((how.sequences, how.length), np.int32)
     known = np.array([len(p) for p in prompts])

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stock",
         action="store_true",
-        help="without the patch: the reference of the tests",
+        help="without the patches: the reference of the tests",
     )
     parser.add_argument(
         "--with-tools",

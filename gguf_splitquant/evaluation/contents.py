@@ -34,7 +34,7 @@ def base_name(name: str) -> str:
 
 
 def is_order(tensor: TensorEntry) -> bool:
-    """The tensor is a channel order: indices, not weights."""
+    """The tensor is a channel order: numbers of clusters or channels, not weights."""
     return tensor.name.endswith(".order") and tensor.qtype in ORDER_TYPES
 
 

@@ -90,7 +90,7 @@ def library_file(folder: Path) -> Path:
 
 
 def sources_hash(spec: BuildSpec) -> str:
-    """The pinned archive and, in a patched build, the patch."""
+    """The pinned archive and, in a patched build, the patches."""
     patch = hashlib.sha256(patch_text().encode()).hexdigest() if spec.patched else None
     return _hash([SDIST_SHA256, patch])
 

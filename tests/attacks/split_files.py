@@ -84,6 +84,11 @@ def _other_width() -> ChannelModel:
     return replace(parts.changed([order_name(DOWN)]), orders={Q: ORDER, DOWN: ORDER})
 
 
+def _half_as_wide() -> ChannelModel:
+    """The query's 64 clusters, one in a byte, would also be 128 in half a byte each."""
+    return _other_width().changed(**{ORDER: np.zeros(N_EMBD, np.uint8)})
+
+
 def _value(name: str, ours: str, theirs: str, remove: str = "", **add: np.ndarray) -> SplitAttack:
     """A value split of the query in three, with one tensor removed, and others added."""
     tensors = dict(split(DENSE, [Q], 3).tensors)
@@ -138,7 +143,9 @@ ATTACKS = [
     _file("the weight itself as its order", _relisted(**{K: K}), "attn_k.weight cannot be the channel order",
           f"tensor '{K}' cannot have the channel order"),
     _file("orders of each other", _cycle(), "cannot be the channel order of", "wrong number of tensors"),
-    _file("an order of another width", _other_width(), "has the shape .64., and .*ffn_down.weight reads 128",
+    _file("an order of another width", _other_width(), "attn_q.order is the channel order of .*another num",
+          f"tensor '{DOWN}' cannot have the channel order '{ORDER}'"),
+    _file("an order of half the width", _half_as_wide(), "attn_q.order is the channel order of .*another num",
           f"tensor '{DOWN}' cannot have the channel order '{ORDER}'"),
     _file("an order for no weight", _relisted(**{"blk.9.attn_q.weight": ORDER}),
           "blk.9.attn_q.weight has a channel order, but is missing", "'blk.9.attn_q.weight' not found"),

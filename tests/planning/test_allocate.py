@@ -14,6 +14,7 @@ from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.planning import allocate as module
 from gguf_splitquant.planning.allocate import Piece, allocate
 from gguf_splitquant.planning.curves import WeightCurve
+from gguf_splitquant.planning.orders import stored_bits
 from gguf_splitquant.planning.rates import RATES
 
 
@@ -56,13 +57,15 @@ def test_one_weight_gets_a_point_of_the_exhaustive_frontier(
     assert choice.loss == pytest.approx(exhaustive(weight, choice.bits + order, clusters), rel=1e-9)
 
 
-@given(bpw=st.floats(4.5, 8.4), clusters=st.integers(1, 4))
-def test_budget_is_met_from_below_and_channels_are_partitioned(bpw: float, clusters: int) -> None:
-    curves = [curve(f"w{i}", 512, seed=i, source=f"x{i // 2}") for i in range(40)]
+@given(bpw=st.floats(4.5, 8.4), clusters=st.integers(1, 4), readers=st.integers(1, 6))
+def test_budget_is_met_from_below_and_channels_are_partitioned(
+    bpw: float, clusters: int, readers: int
+) -> None:
+    curves = [curve(f"w{i}", 512, seed=i, source=f"x{i // readers}") for i in range(60)]
     budget = bpw * sum(c.n_params for c in curves)
     choices = allocate(curves, budget, clusters)
     split = {c.source for c in curves if len(choices[c.name].pieces) > 1}
-    bits = sum(c.bits for c in choices.values()) + 4 * 512 * len(split)
+    bits = sum(c.bits for c in choices.values()) + stored_bits(readers * (clusters - 1)) * 512 * len(split)
     assert 0.98 * budget <= bits <= budget
     for choice in choices.values():
         assert sum(p.width for p in choice.pieces) == 512

@@ -10,6 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFReader, GGUFWriter
 
+from gguf_splitquant.planning.orders import channels_of
 from tests.runtime.channel_models import (
     TENSORS_KEY,
     WEIGHTS_KEY,
@@ -100,6 +101,22 @@ def test_order_may_carry_the_name_of_any_weight_that_uses_it(patched: LogitsProc
     renamed = replace(renamed, orders=dict.fromkeys([value, K, Q], order_name(value)))
     actual = patched.run(renamed.write(tmp_path / "value.gguf"))
     assert actual.refused == "", actual.log
+    np.testing.assert_array_equal(actual.logits, expected.logits)
+
+
+@pytest.mark.parametrize("by_two", [False, True])
+def test_whatever_the_clusters_are_they_give_an_order(
+    by_two: bool, patched: LogitsProcess, tmp_path: Path
+) -> None:
+    """Bytes from 0 to 255, which have nothing to do with the widths of the parts."""
+    stored = np.random.default_rng(3).integers(0, 256, N_EMBD // 2 if by_two else N_EMBD).astype(np.uint8)
+    channels = channels_of(stored, Type.I8, N_EMBD)
+    assert channels is not None
+    parts, _ = split_channels(DENSE, [Q])
+    as_channels = parts.changed(**{order_name(Q): channels.astype(np.int32)}).write(tmp_path / "i32.gguf")
+    as_clusters = parts.changed(**{order_name(Q): stored}).write(tmp_path / "i8.gguf")
+    expected, actual = (patched.run(path) for path in (as_channels, as_clusters))
+    assert actual.refused == expected.refused == ""
     np.testing.assert_array_equal(actual.logits, expected.logits)
 
 

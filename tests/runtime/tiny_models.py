@@ -49,7 +49,9 @@ def _common(n_layer: int, **more: int | float) -> dict[str, int | float]:
     }
 
 
-def llama(*, n_layer: int = 2, tied: bool = False, experts: bool = False, seed: int = 0) -> TinyModel:
+def llama(
+    *, n_layer: int = 2, tied: bool = False, experts: bool = False, n_ff: int = N_FF, seed: int = 0
+) -> TinyModel:
     """Llama with grouped queries; with ``experts`` Mixtral's layout."""
     rng = np.random.default_rng(seed)
     n_kv = N_EMBD // 2
@@ -72,11 +74,12 @@ def llama(*, n_layer: int = 2, tied: bool = False, experts: bool = False, seed: 
             block["ffn_up_exps"] = _weight(rng, N_EXPERT, N_FF, N_EMBD)
             block["ffn_down_exps"] = _weight(rng, N_EXPERT, N_EMBD, N_FF)
         else:
-            block["ffn_gate"] = _weight(rng, N_FF, N_EMBD)
-            block["ffn_up"] = _weight(rng, N_FF, N_EMBD)
-            block["ffn_down"] = _weight(rng, N_EMBD, N_FF)
+            block["ffn_gate"] = _weight(rng, n_ff, N_EMBD)
+            block["ffn_up"] = _weight(rng, n_ff, N_EMBD)
+            block["ffn_down"] = _weight(rng, N_EMBD, n_ff)
         tensors |= {f"blk.{i}.{name}.weight": value for name, value in block.items()}
     hparams = _common(n_layer, **{"attention.head_count_kv": N_HEAD // 2, "rope.dimension_count": 16})
+    hparams["feed_forward_length"] = n_ff
     if experts:
         hparams |= {"expert_count": N_EXPERT, "expert_used_count": 2}
     return TinyModel("llama", hparams, tensors)
