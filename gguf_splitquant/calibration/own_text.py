@@ -21,6 +21,9 @@ from .observer import ObservedEngine
 
 I32 = NDArray[np.int32]
 
+_AFTER_OPENING = 64
+"""Tokens that a text leaves at least behind a long opening, unless half of it is less."""
+
 _WORK = 64_000_000_000 * 384
 """Bytes of the model times tokens, at most."""
 
@@ -68,7 +71,7 @@ def write_own_text(
         prompt = [engine.bos] if engine.adds_bos and engine.bos >= 0 else []
         if opening is not None and i % 2:
             text = engine.tokenize(opening, add_special=True, parse_special=True)
-            prompt = text[: max(how.length // 2, how.length - 64)].tolist()
+            prompt = text[: max(how.length // 2, how.length - _AFTER_OPENING)].tolist()
         prompts.append([*prompt, int(rng.choice(starters))] if not (opening and i % 2) else prompt)
     text = np.zeros((how.sequences, how.length), np.int32)
     known = np.array([len(p) for p in prompts])

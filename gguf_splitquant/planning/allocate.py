@@ -118,7 +118,7 @@ def _spend(
     chosen: list[Choice],
     price: float,
     budget: float,
-    orders: Mapping[str, float],
+    orders: Mapping[str, int],
 ) -> list[Choice]:
     """Use what the bisection left: the better choices at lower prices that still fit, best bargain first."""
     chosen = list(chosen)
@@ -139,13 +139,13 @@ def _spend(
     return chosen
 
 
-def _bits(curves: Sequence[WeightCurve], choices: Sequence[Choice], orders: Mapping[str, float]) -> float:
+def _bits(curves: Sequence[WeightCurve], choices: Sequence[Choice], orders: Mapping[str, int]) -> float:
     """Stored bits of all weights, and of the channel orders of inputs that any of them splits.
 
     ``orders``: bits of an order, by input.
     """
     cut = {curve.input for curve, choice in zip(curves, choices, strict=True) if len(choice.pieces) > 1}
-    return sum(c.bits for c in choices) + sum(orders[name] for name in sorted(cut))
+    return sum(c.bits for c in choices) + sum(orders[name] for name in cut)
 
 
 class _Solver:
