@@ -128,12 +128,12 @@ def _check_order(
     owner = f"{order.removesuffix('.order')}.weight"
     if not order.endswith(".order") or orders.get(owner) != order:
         raise _misfit(header, order, f"cannot be the channel order of {weight}: {owner} does not use it")
-    if owner in groups and _channels(groups[owner]) != _channels(group):
+    channels = _channels(group)
+    if owner in groups and _channels(groups[owner]) != channels:
         cause = f"is the channel order of {owner}, which reads another number of channels than {weight}"
         raise _misfit(header, order, cause)
     if tensor.qtype not in ORDER_TYPES:
         raise _misfit(header, order, f"is {tensor.qtype.name}: a channel order is I8 or I32")
-    channels = _channels(group)
     by_two = tensor.qtype is GGMLQuantizationType.I8 and channels % 2 == 0
     if tensor.shape != (channels,) and not (by_two and tensor.shape == (channels // 2,)):
         cause = f"has the shape {list(tensor.shape)}, and {weight} reads {channels} channels"
