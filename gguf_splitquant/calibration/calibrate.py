@@ -21,12 +21,12 @@ from ..cache import cache_dir
 from ..errors import SplitQuantError
 from ..gguf_io.pairs import read_pairs
 from ..locks import open_locked, wait_for_lock
-from ..memory import available_bytes
 from ..progress import SILENT, Progress
 from ..runtime.chat_template import chat_template
 from ..runtime.engine import EngineOptions
 from ..sources.model import SourceModel
-from .moments import Moments, MomentWriter, TokenWeighting
+from .moment_writer import MomentWriter
+from .moments import Moments, TokenWeighting
 from .observer import ObservedEngine
 from .own_text import OwnText, write_own_text, writing_options
 from .runnable import Runnable, runnable
@@ -40,6 +40,9 @@ _VERSION = 11
 _SLAB = 1536
 """Tokens per pass through the graph: bounds the memory for activations (and the never computed logits)."""
 
+MEMORY = 1 << 30
+"""Bytes for sums and for copies of weights, unless more or less is allowed. A fixed figure: what calibration
+takes must not grow with the number of layers, however much memory there is."""
 
 _TOKENS = "tokens.npy"
 _PROBES = "probes.jsonl"
@@ -75,7 +78,7 @@ def calibrate(
     how: Calibration | None = None,
     *,
     n_threads: int | None = None,
-    spare_memory: bool = False,
+    memory: int = MEMORY,
     progress: Progress = SILENT,
     cache: Path | None = None,
 ) -> Moments:
@@ -89,8 +92,8 @@ def calibrate(
         weights_digest: identifies the checkpoint's weights and tokenizer; the cache key with ``how``.
         how: text and weighting.
         n_threads: None is one per performance core.
-        spare_memory: let statistics grow in mapped files alone, and keep no copies of weights, which takes
-            longer. The result is the same.
+        memory: bytes for statistics that grow while the model runs, and for copies of weights. With more of
+            it calibration is faster, with the same result.
         progress: of writing the text and of gathering.
         cache: folder for results; None: ``calibration`` in the user's cache folder.
 
@@ -113,7 +116,6 @@ def calibrate(
         with _alone(root / f"unfinished-{key}", progress) as work:
             # whoever was waited for may have done it
             if not folder.is_dir():
-                memory = 0 if spare_memory else available_bytes() // 2
                 _empty_unless_complete(work)
                 with runnable(model, work, memory // 2, n_threads) as running:
                     _calibrate(running, work, how, about, memory - running.copies, n_threads, progress)
@@ -215,11 +217,12 @@ def write_and_gather(
         The text, int32 (sequences, length), and the moments; the last token of each sequence is not read.
     """
     own = dataclasses.replace(how.own, length=how.own.length_for(model.nbytes))
-    writer = MomentWriter(folder, how.weighting, memory, n_threads)
+    read = own.sequences * (own.length - 1)
+    writer = MomentWriter(folder, how.weighting, read, memory, n_threads)
     with ObservedEngine(model, writing_options(own, n_threads), writer) as engine:
         opening = chat_opening(model.path) if how.chat else None
         tokens = write_own_text(engine, own, opening, progress)
-        return tokens, writer.finish(engine.sharing, about)
+    return tokens, writer.finish(engine.sharing, about, progress)
 
 
 def user_text(model: Path, text: Path, length: int, most_tokens: int) -> I32:
@@ -266,7 +269,7 @@ def gather(
         n_sequences=together,
         n_threads=n_threads,
     )
-    writer = MomentWriter(folder, weighting, memory, n_threads)
+    writer = MomentWriter(folder, weighting, tokens.size, memory, n_threads)
     with ObservedEngine(model, options, writer) as engine:
         progress.start("gathering statistics of layer inputs", tokens.size, "tok")
         for first in range(0, count, together):
@@ -276,7 +279,7 @@ def gather(
             engine.observe(slab.reshape(-1), positions, sequences)
             progress.advance(slab.size)
         progress.finish()
-        return writer.finish(engine.sharing, about)
+    return writer.finish(engine.sharing, about, progress)
 
 
 def chat_opening(model: Path) -> str | None:

@@ -21,7 +21,7 @@ from ..progress import SILENT, Progress
 from ..resuming import files_identity
 from ..sources.model import SourceModel, SourceTensor
 from ..splitting.histogram import check_finite, row_slabs
-from .calibrate import Calibration, cached, calibrate
+from .calibrate import MEMORY, Calibration, cached, calibrate
 from .moments import Moments
 
 
@@ -30,7 +30,7 @@ def calibrate_model(
     how: Calibration | None = None,
     *,
     threads: int | None = None,
-    spare_memory: bool = False,
+    memory: int = MEMORY,
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Moments:
@@ -40,7 +40,7 @@ def calibrate_model(
         model: the checkpoint. It is run as it is: no other copy of it is written (:mod:`.runnable`).
         how: the text: by default the model's own.
         threads: None is all cores.
-        spare_memory: see :func:`.calibrate.calibrate`.
+        memory: see :func:`.calibrate.calibrate`.
         cache: folder for results; None: in the user's cache folder. Machines that share it calibrate once.
         progress: of reading the weights, writing the text, and gathering.
 
@@ -59,9 +59,7 @@ def calibrate_model(
     digest = _weights_digest(model, threads or os.cpu_count() or 1, progress)
     if remembered is not None:
         remembered.keep(digest)
-    return calibrate(
-        model, digest, how, n_threads=threads, spare_memory=spare_memory, progress=progress, cache=cache
-    )
+    return calibrate(model, digest, how, n_threads=threads, memory=memory, progress=progress, cache=cache)
 
 
 class _Digest:

@@ -1,216 +1,37 @@
-"""Second moments of layer inputs, gathered slab by slab: no model is too large for memory.
+"""Second moments of layer inputs: what calibration found, in the folder that is its cache.
 
-All layers' matrices together can be larger than the model (a Llama-3.2-1B-shaped one needs 5 GB). They grow
-in memory for as far as there is some to spare, and else in memory-mapped files, of which the operating system
-keeps in memory what fits. Those are slower: the system writes pages back while they still change. The
-finished folder is the cache.
+:mod:`.moment_writer` fills it. Matrices are read one at a time: together they can be larger than the model.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from ..errors import EngineError, SplitQuantError
-from ..linear_algebra import add_gram_rows, blas_threads
+from ..errors import SplitQuantError
+from ..linear_algebra import blas_threads
 from ..planning.curves import ExpertUse, Salience
 from ..progress import SILENT, Progress
 from ..refining.metric import Feedback
-from ..runtime.threads import default_threads
-from .experts import Routing, RowWriter, expert_energy, expert_matrix, expert_use
+from .experts import expert_energy, expert_matrix, expert_use
 from .factors import room_for_two
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-_INDEX = "index.json"
+INDEX, FORMAT = "index.json", 2
+"""File that completes the folder, and the version that it states."""
+
 _SENSITIVITY = "sensitivity.json"
-_FORMAT = 2
-_ROWS = 512
-_STRIP = 512
-"""Rows of a matrix that one thread adds to at a time: few, as what lies left of the diagonal is in vain."""
-
-_WAITING = ".waiting.npy"
 _SALIENCE = "-salience.npy"
-
-
-class MomentWriter:
-    """Adds up ``x^T x`` per layer input in a folder. Use it as the sink of an ObservedEngine.
-
-    Args:
-        folder: takes the result.
-        weighting: what each token counts.
-        memory: bytes that may grow in the process's memory; what goes beyond them grows in mapped files. The
-            result does not depend on it.
-        threads: that add; None: one per performance core. Nor does it depend on them.
-    """
-
-    def __init__(
-        self, folder: Path, weighting: TokenWeighting, memory: int = 0, threads: int | None = None
-    ) -> None:
-        self._threads = threads or default_threads()
-        self.folder = folder
-        self.weighting = weighting
-        self._memory = memory
-        self._sums: dict[str, _Sum] = {}
-        self._stacks: dict[str, RowWriter] = {}
-
-    def __call__(self, name: str, inputs: F32, routing: Routing | None = None) -> None:
-        """Add the input of ``name``, float32 (rows, channels). Raises EngineError on NaN or infinity."""
-        if not np.isfinite(inputs).all():
-            raise EngineError(
-                name, "its input overflows on the calibration text", "calibrate with other text"
-            )
-        total = self._sums.get(name) or self._begin(name, inputs.shape[1])
-        # Few rows at a time cost a pass over the whole matrix each: they wait until there are enough
-        for start in range(0, len(inputs), _ROWS):
-            rows = inputs[start : start + _ROWS]
-            total.coming = len(rows)
-            if total.full:
-                self._add([s for s in self._sums.values() if s.full])
-            total.rows[total.waiting : total.waiting + len(rows)] = rows
-            total.waiting += len(rows)
-            if routing is not None:
-                total.routes.append(Routing(routing.experts[start : start + _ROWS], routing.count))
-
-    def _begin(self, name: str, channels: int) -> _Sum:
-        path = self.folder / f"{len(self._sums):05d}.npy"
-        matrix = _mapped(path, channels, channels)  # the result will need the space anyway
-        taken = 4 * channels * (channels + _ROWS)
-        if taken <= self._memory:
-            self._memory -= taken
-            matrix, rows = np.zeros((channels, channels), np.float32), np.empty((_ROWS, channels), np.float32)
-        else:
-            rows = _mapped(path.with_suffix(_WAITING), _ROWS, channels)
-        self._sums[name] = total = _Sum(name, path, matrix, rows, np.zeros(channels))
-        return total
-
-    def _add(self, totals: Sequence[_Sum]) -> None:
-        """Add what waits: threads share the sums, and strips of them."""
-        with blas_threads(1), ThreadPoolExecutor(self._threads) as pool:
-            weighted = list(pool.map(lambda total: total.take(self.weighting), totals))
-            strips = [
-                (total.matrix, rows, start, min(start + _STRIP, len(total.matrix)))
-                for total, rows in zip(totals, weighted, strict=True)
-                for start in range(0, len(total.matrix), _STRIP)
-            ]
-            for _ in pool.map(lambda strip: add_gram_rows(*strip), strips):
-                pass
-        for total, rows in zip(totals, weighted, strict=True):
-            if total.routes:
-                inputs = total.rows[: total.waiting]
-                if total.name not in self._stacks:
-                    stem = total.path.with_name(f"{total.path.stem}-experts")
-                    self._stacks[total.name] = RowWriter(stem, total.routes[0].count, inputs.shape[1])
-                experts = np.concatenate([r.experts for r in total.routes])
-                self._stacks[total.name].add(inputs, rows, experts)
-            total.waiting = 0
-            total.routes.clear()
-
-    def finish(self, sharing: Mapping[str, str], about: Mapping[str, Any]) -> Moments:
-        """Divide by the tokens, write the index, open the result."""
-        files = {name: total.path.name for name, total in self._sums.items()}
-        tokens: dict[str, int] = {}
-        energy: dict[str, Any] = {}
-        self._add([total for total in self._sums.values() if total.waiting])
-        for name, total in self._sums.items():
-            tokens[name] = total.tokens
-            energy[name] = total.energy / total.tokens
-        with ThreadPoolExecutor(self._threads) as pool:
-            # each leaves memory when it is written
-            for _ in pool.map(lambda name: self._sums.pop(name).write(), list(self._sums)):
-                pass
-        for stack in self._stacks.values():
-            stack.finish()
-        np.savez(self.folder / "energy.npz", **energy)
-        index = {
-            "format": _FORMAT,
-            "files": files,
-            "tokens": tokens,
-            "experts": {name: stack.counts.tolist() for name, stack in self._stacks.items()},
-            "sharing": dict(sharing),
-            "about": dict(about),
-        }
-        (self.folder / _INDEX).write_text(json.dumps(index, indent=1))
-        return Moments.open(self.folder)
-
-
-@dataclass
-class _Sum:
-    """The growing second moments of one input.
-
-    Attributes:
-        name: of the weight that it is gathered under.
-        path: of the result.
-        matrix: the sum so far, one triangle of it: float32 (channels, channels).
-        rows: room for rows that are not in it yet: float32 (_ROWS, channels).
-        energy: sum of squares of each channel.
-        waiting: how many of ``rows`` are taken.
-        coming: how many come next, as far as one can tell.
-        tokens: rows in the sum.
-        routes: which experts read the waiting rows.
-    """
-
-    name: str
-    path: Path
-    matrix: F32
-    rows: F32
-    energy: F64
-    waiting: int = 0
-    coming: int = 0
-    tokens: int = 0
-    routes: list[Routing] = field(default_factory=list)
-
-    @property
-    def full(self) -> bool:
-        """There is no room for what comes next."""
-        return self.waiting + self.coming > _ROWS
-
-    def take(self, weighting: TokenWeighting) -> F32:
-        """Count the waiting rows, and return them as they count in the sum: float32 (rows, channels)."""
-        inputs = self.rows[: self.waiting]
-        self.energy += np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
-        self.tokens += len(inputs)
-        return weighting.apply(inputs)
-
-    def write(self) -> None:
-        """Divide by the tokens and put the whole matrix into its file."""
-        self.matrix /= np.float32(self.tokens)
-        _mirror(self.matrix)
-        if isinstance(self.matrix, np.memmap):
-            self.matrix.flush()
-        else:
-            np.save(self.path, self.matrix)
-        self.path.with_suffix(_WAITING).unlink(missing_ok=True)
-
-
-def _mirror(matrix: F32) -> None:
-    """Complete a symmetric matrix of which the upper triangle is known, in place."""
-    for start in range(0, len(matrix), _ROWS):
-        rows = slice(start, start + _ROWS)
-        matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
-        block = np.triu(matrix[rows, rows])
-        matrix[rows, rows] = block + np.triu(block, 1).T
-
-
-def _mapped(path: Path, rows: int, columns: int) -> F32:
-    """A matrix of zeros, float32 (rows, columns), in a new file that memory is mapped to."""
-    matrix: F32 = open_memmap(path, mode="w+", dtype=np.float32, shape=(rows, columns))
-    # Take the space on the disk now: a full disk behind mapped memory would end the process
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return matrix
 
 
 @dataclass(frozen=True)
@@ -273,8 +94,8 @@ class Moments:
     def open(cls, folder: Path) -> Moments:
         """Open a finished folder. Raises SplitQuantError if it is not one."""
         try:
-            index = json.loads((folder / _INDEX).read_text())
-            if index["format"] != _FORMAT:
+            index = json.loads((folder / INDEX).read_text())
+            if index["format"] != FORMAT:
                 raise ValueError(f"format {index['format']}")
             sharing, files, tokens, about = (
                 MappingProxyType(index[k]) for k in ("sharing", "files", "tokens", "about")

@@ -2,8 +2,11 @@
 
 llama.cpp opens GGUF files and nothing else. A checkpoint in another format becomes a *frame*: a GGUF file
 with the model's header, its vectors and other F32 tensors, and holes where the matrices would be. It takes a
-few megabytes of disk, however large it looks. Before llama.cpp computes with a matrix it is told where that
-is in truth (:mod:`.lent_weights`).
+few megabytes of disk, however large it looks. Before llama.cpp computes with a matrix it is told what that
+is in truth, and where (:mod:`.lent_weights`).
+
+llama.cpp asks the system to load all of a file when it opens it, and Linux fills holes with pages of zeros.
+So the matrices pretend to be of the smallest type that there is: then the holes are a tenth of the model.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ..conversion import Conversion
 from ..gguf_io.layout import FileLayout
@@ -36,19 +39,21 @@ class Runnable:
 
     Attributes:
         path: a GGUF file.
-        elsewhere: the tensors that the file has only room for, by name.
+        elsewhere: the tensors that the file only pretends to have, by name.
         copies: bytes of memory for those that llama.cpp cannot use where they are; the others of them are
             read again whenever they are needed.
+        pretended: bytes by which the file is smaller than the model.
     """
 
     path: Path
     elsewhere: Mapping[str, SourceTensor] = field(default_factory=dict)
     copies: int = 0
+    pretended: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the model; 0 if the file is missing, which the engine reports."""
-        return self.path.stat().st_size if self.path.is_file() else 0
+        return self.path.stat().st_size + self.pretended if self.path.is_file() else 0
 
 
 @contextmanager
@@ -80,7 +85,8 @@ def runnable(
     try:
         elsewhere = _write_frame(model, path, threads or os.cpu_count() or 1)
         wanted = sum(t.nbytes for t in elsewhere.values() if stored_rows(t) is None)
-        yield Runnable(path, elsewhere, min(copies, wanted))
+        pretended = sum(t.nbytes - _hole(t) for t in elsewhere.values())
+        yield Runnable(path, elsewhere, min(copies, wanted), pretended)
     finally:
         path.unlink(missing_ok=True)
 
@@ -103,16 +109,30 @@ def _write_frame(model: SourceModel, path: Path, threads: int) -> dict[str, Sour
 
 
 def _plan(model: SourceModel) -> Plan:
-    """Every matrix in its own type: llama.cpp computes with the checkpoint's own bytes."""
+    """Vectors as they are, every matrix as something small."""
     plan = make_plan(model, Recipe(layout="float"))
 
-    def own(tensor: TensorPlan) -> TensorPlan:
-        if stored_as_f32(tensor.source):
+    def small(tensor: TensorPlan) -> TensorPlan:
+        source = tensor.source
+        if stored_as_f32(source):
             return tensor
-        qtype = GGMLQuantizationType[tensor.source.dtype.value]
-        return replace(tensor, outputs=(OutputTensor(tensor.source.name, qtype, tensor.source.shape),))
+        return replace(tensor, outputs=(OutputTensor(source.name, _pretended(source), source.shape),))
 
-    return replace(plan, tensors=tuple(own(t) for t in plan.tensors))
+    return replace(plan, tensors=tuple(small(t) for t in plan.tensors))
+
+
+def _pretended(tensor: SourceTensor) -> GGMLQuantizationType:
+    """The type of the fewest bits whose blocks fit the rows; else the tensor's own."""
+    for qtype in (GGMLQuantizationType.IQ1_S, GGMLQuantizationType.Q4_0):
+        if tensor.shape[-1] % GGML_QUANT_SIZES[qtype][0] == 0:
+            return qtype
+    return GGMLQuantizationType[tensor.dtype.value]
+
+
+def _hole(tensor: SourceTensor) -> int:
+    """Bytes that the frame has for a matrix."""
+    values, nbytes = GGML_QUANT_SIZES[_pretended(tensor)]
+    return tensor.n_params // int(values) * int(nbytes)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _statistics(
     model: SourceModel, recipe: Recipe, args: argparse.Namespace, progress: Progress
 ) -> InputStatistics | None:
     """What the recipe's source of calibration says; cached where it took a run of the model."""
-    from ..calibration.calibrate import Calibration
+    from ..calibration.calibrate import MEMORY, Calibration
     from ..calibration.checkpoint import calibrate_model
     from ..calibration.imatrix import imatrix_for, write_moments
 
@@ -152,7 +152,7 @@ def _statistics(
         model,
         how,
         threads=args.threads,
-        spare_memory=args.memory_limit is not None,
+        memory=MEMORY if args.memory_limit is None else args.memory_limit // 4,
         progress=progress,
     )
     if args.write_imatrix:

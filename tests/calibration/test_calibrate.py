@@ -20,7 +20,8 @@ from gguf_splitquant.calibration.calibrate import (
     write_and_gather,
 )
 from gguf_splitquant.calibration.experts import Routing
-from gguf_splitquant.calibration.moments import Moments, MomentWriter, TokenWeighting
+from gguf_splitquant.calibration.moment_writer import MomentWriter
+from gguf_splitquant.calibration.moments import Moments, TokenWeighting
 from gguf_splitquant.calibration.observer import HEAD, ObservedEngine
 from gguf_splitquant.calibration.own_text import OwnText, write_own_text, writing_options
 from gguf_splitquant.calibration.runnable import Runnable
@@ -215,21 +216,25 @@ def test_overflowing_inputs_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("routed", [False, True])
 def test_statistics_do_not_depend_on_where_they_grow(tmp_path: Path, routed: bool) -> None:
-    """In memory, in mapped files, or some here and some there; however many rows come at a time."""
+    """In memory, of rows in files, or some here and some there; however many rows come at a time."""
     rng = np.random.default_rng(0)
-    inputs = {name: rng.standard_normal((700, 40)).astype(np.float32) for name in ("a", "b", "c")}
+    widths = {"a": 40, "b": 560, "c": 40}
+    inputs = {name: rng.standard_normal((700, n)).astype(np.float32) for name, n in widths.items()}
     experts = rng.integers(0, 4, (700, 2)).astype(np.int32)
     found = []
-    for memory, step in ((0, 32), (1 << 30, 32), (100_000, 700), (1 << 30, 256)):
+    for memory, step in ((0, 32), (1 << 30, 32), (200_000, 100), (0, 700), (1 << 30, 256)):
         folder = tmp_path / f"{memory}-{step}"
         folder.mkdir()
-        writer = MomentWriter(folder, TokenWeighting(), memory)
+        writer = MomentWriter(folder, TokenWeighting(), 700, memory)
         for start in range(0, 700, step):
             rows = slice(start, start + step)
             for name, values in inputs.items():
                 writer(name, values[rows], Routing(experts[rows], 4) if routed else None)
+        waiting = {path.name for path in folder.glob("*.waiting")}
+        # the narrow ones are the first to have room
+        assert len(waiting) == (0 if memory == 1 << 30 else 3 if memory == 0 or step == 700 else 1)
         found.append(writer.finish({name: name for name in inputs}, {}))
-        assert not list(folder.glob("*.waiting.npy"))
+        assert not list(folder.glob("*.waiting"))
     for name, values in inputs.items():
         exact = values.T.astype(np.float64) @ values / 700
         np.testing.assert_allclose(found[0].matrix(name), exact, rtol=0, atol=1e-5)
@@ -238,6 +243,16 @@ def test_statistics_do_not_depend_on_where_they_grow(tmp_path: Path, routed: boo
             np.testing.assert_array_equal(other.energy(name), found[0].energy(name))
             if routed:
                 np.testing.assert_array_equal(other.matrix(name, 2), found[0].matrix(name, 2))
+
+
+def test_a_disk_without_room_is_noticed_at_once(tmp_path: Path) -> None:
+    rows = np.ones((4, 64), np.float32)
+    enough, too_much = (MomentWriter(tmp_path, TokenWeighting(), tokens) for tokens in (1000, 1 << 50))
+    for writer in (enough, too_much):
+        writer("a", rows)  # after one pass all inputs are known
+    enough("a", rows)
+    with pytest.raises(OSError, match=r"No space left.*bytes are needed"):
+        too_much("a", rows)
 
 
 def test_weighting_limits_only_the_massive_tokens() -> None:
