@@ -7,10 +7,10 @@ that the output's folder held at any time, as a multiple of the finished file::
 
     python scripts/bench_memory.py --folder bench --recipes paper plan stock
 
-``stock`` and ``split`` are slow, so they convert one layer: memory follows the largest tensor, not the number of
-layers. ``calibrate`` lets llama.cpp run all layers on texts of the model's own, as many as by default (which is
-what its cache and our rows take), each of 16 tokens; statistics of all layers lie on the disk in the end (61 GB for
-14B). ``split`` does that with one layer, plans and refines.
+``stock`` and ``split`` are slow, so they convert one layer: memory follows the largest tensor, not the number
+of layers. ``calibrate`` lets llama.cpp run all layers on texts of the model's own, as many as by default (its
+cache has the size that it has then), each of 16 tokens; the statistics of all layers end on the disk (61 GB
+for 14B). ``split`` does that with one layer, plans and refines.
 """
 
 from __future__ import annotations
@@ -178,7 +178,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, required=True, help="40 GB for the paper's split of 14B, 70 GB for its calibration")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="40 GB for the paper's split of 14B, 70 GB for its calibration",
+    )
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument(
         "--recipes", nargs="+", choices=[*RECIPES, *PROGRAMS], default=["float", "paper", "plan", "stock"]

@@ -25,6 +25,7 @@ from ..progress import SILENT, Progress
 from ..runtime.chat_template import chat_template
 from ..runtime.engine import EngineOptions
 from ..sources.model import SourceModel
+from .gathered import complete_moments, forget_gathered, is_gathered
 from .moment_writer import MomentWriter
 from .moments import Moments, TokenWeighting
 from .observer import ObservedEngine
@@ -44,7 +45,7 @@ MEMORY = 1 << 30
 """Bytes for sums and for copies of weights, unless more or less is allowed. A fixed figure: what calibration
 takes must not grow with the number of layers, however much memory there is."""
 
-_TOKENS = "tokens.npy"
+_TEXT, _TOKENS = "text.npy", "tokens.npy"
 _PROBES = "probes.jsonl"
 
 _TODAY = datetime.datetime(2026, 1, 1)
@@ -84,8 +85,9 @@ def calibrate(
 ) -> Moments:
     """Second moments and sensitivities of all linear layers, from the cache where they are known.
 
-    A run that was interrupted is gone on with: after the moments, once they are complete, and after the last
-    batch of sensitivities. One process at a time calibrates a model; others that share the cache wait for it.
+    A run that was interrupted is gone on with: after the text, the last input whose moments were complete,
+    and the last batch of sensitivities. One process at a time calibrates a model; others that share the cache
+    wait for it.
 
     Args:
         model: a checkpoint, or a GGUF file that llama.cpp runs: float, or close to it (Q8_0 halves the time).
@@ -116,7 +118,7 @@ def calibrate(
         with _alone(root / f"unfinished-{key}", progress) as work:
             # whoever was waited for may have done it
             if not folder.is_dir():
-                _empty_unless_complete(work)
+                _empty_unless_resumable(work)
                 with runnable(model, work, memory // 2, n_threads) as running:
                     _calibrate(running, work, how, about, memory - running.copies, n_threads, progress)
                 work.rename(folder)
@@ -149,16 +151,21 @@ def _alone(work: Path, progress: Progress) -> Iterator[Path]:
             work.mkdir(exist_ok=True)
             yield work
         finally:
-            if work.is_dir() and not (work / _TOKENS).is_file():
+            if work.is_dir() and not _resumable(work):
                 shutil.rmtree(work, ignore_errors=True)
             path.unlink(missing_ok=True)
 
 
-def _empty_unless_complete(work: Path) -> None:
-    """Moments that were not complete when a run ended cannot be gone on with."""
-    if not (work / _TOKENS).is_file():
-        for left in work.iterdir():
-            left.unlink()
+def _resumable(work: Path) -> bool:
+    """The text is complete, so there is something to go on with."""
+    return (work / _TOKENS).is_file() or is_gathered(work)
+
+
+def _empty_unless_resumable(work: Path) -> None:
+    """Text that was not complete when a run ended cannot be gone on with."""
+    if not _resumable(work):
+        shutil.rmtree(work)
+        work.mkdir()
 
 
 def _calibrate(
@@ -170,20 +177,23 @@ def _calibrate(
     n_threads: int | None,
     progress: Progress,
 ) -> None:
-    """Write or read the text and gather its moments, then probe; each is gone on with after an interruption.
+    """Write or read the text, make moments of its inputs, then probe; all is gone on with where it ended.
 
-    The text and its moments are one step: the sums grow with every token, and a copy of them to go back to
-    would be as large as the model.
+    But the text is one step: sums grow with every token of it, and a copy of them to go back to, and of
+    llama.cpp's cache, would be as large as the model.
     """
     if not (work / _TOKENS).is_file():
-        if how.text:
+        if is_gathered(work):
+            complete_moments(work, how.weighting, about, n_threads, progress)
+        elif how.text:
             tokens = user_text(model.path, how.text, how.own.length, how.most_tokens)
             gather(model, tokens, work, how.weighting, about, memory, n_threads, progress)
         else:
-            tokens, _ = write_and_gather(model, work, how, about, memory, n_threads, progress)
+            write_and_gather(model, work, how, about, memory, n_threads, progress)
         # the last to appear: with it the moments are complete
-        np.save(work / "unfinished.npy", tokens)
-        (work / "unfinished.npy").rename(work / _TOKENS)
+        (work / _TEXT).rename(work / _TOKENS)
+    if is_gathered(work):
+        forget_gathered(work)
     moments = Moments.open(work)
     sensitivity = measure_sensitivity(
         model,
@@ -222,7 +232,9 @@ def write_and_gather(
     with ObservedEngine(model, writing_options(own, n_threads), writer) as engine:
         opening = chat_opening(model.path) if how.chat else None
         tokens = write_own_text(engine, own, opening, progress)
-    return tokens, writer.finish(engine.sharing, about, progress)
+    np.save(folder / _TEXT, tokens)
+    writer.finish(engine.sharing)
+    return tokens, complete_moments(folder, how.weighting, about, n_threads, progress)
 
 
 def user_text(model: Path, text: Path, length: int, most_tokens: int) -> I32:
@@ -279,7 +291,9 @@ def gather(
             engine.observe(slab.reshape(-1), positions, sequences)
             progress.advance(slab.size)
         progress.finish()
-    return writer.finish(engine.sharing, about, progress)
+    np.save(folder / _TEXT, tokens)
+    writer.finish(engine.sharing)
+    return complete_moments(folder, weighting, about, n_threads, progress)
 
 
 def chat_opening(model: Path) -> str | None:

@@ -73,6 +73,10 @@ class RowWriter:
         self.counts = np.zeros(count, np.int64)
         self._sums = np.zeros((count, channels))
 
+    def begin(self) -> None:
+        """Remove what a run that was killed left in the file."""
+        self._stem.with_suffix(_ROWS).unlink(missing_ok=True)
+
     def add(self, inputs: F32, weighted: F32, experts: I32) -> None:
         """Add rows.
 

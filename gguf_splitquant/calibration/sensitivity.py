@@ -49,6 +49,9 @@ I64 = NDArray[np.int64]
 
 _SLAB = 1024
 
+_TOGETHER = 8
+"""Texts in a batch: each has its own part of llama.cpp's cache, which grows with the layers."""
+
 _LEAST = 1e-6
 """Of the largest divergence that any weight's errors cause: no weight counts less. A weight that counts for
 nothing would leave a plan without a reason to spend what it may."""
@@ -222,7 +225,7 @@ def measure_sensitivity(
     how = how or Probing()
     texts = np.ascontiguousarray(tokens[: how.texts_for(model.nbytes), : how.length])
     probed = _probed(weights, how.layers_for(model.nbytes))
-    together = max(len(texts), 768 // texts.shape[1])
+    together = max(len(texts), _TOGETHER)
     options = EngineOptions(
         n_ctx=together * -(-texts.shape[1] // 256) * 256,
         n_batch=together * texts.shape[1],

@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-limit",
         type=_size,
         metavar="SIZE",
-        help="stay below this: 800MB, 4GiB. Calibration takes what llama.cpp takes to run the model",
+        help="stay below this: 800MB, 4GiB. Of calibration's memory, llama.cpp's part does not follow it",
     )
     output = parser.add_argument_group("output")
     output.add_argument(

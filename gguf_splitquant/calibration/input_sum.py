@@ -1,0 +1,142 @@
+"""What becomes the second moments of one layer input, and the files that it is in meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .experts import Routing, RowWriter
+from .moments import TokenWeighting
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+
+ROWS = 512
+"""Rows that are added at a time: fewer would cost a pass over the whole matrix each."""
+
+_STRIP = 512
+"""Rows of a matrix that one thread adds to at a time: few, as what lies left of the diagonal is in vain."""
+
+
+@dataclass
+class InputSum:
+    """The sum of one input: its matrix in memory (:mod:`.moment_writer`), or rows that wait in a file.
+
+    Attributes:
+        name: of the weight that it is gathered under.
+        path: of the result.
+        channels: of the input.
+        stored: rows that wait in :attr:`rows_path`; 0 once the result is there.
+        tokens: rows that are counted.
+        energy: sum of squares of each channel.
+        routes: which experts read the rows that are not counted yet.
+        stack: takes what experts read; None where there are none.
+    """
+
+    name: str
+    path: Path
+    channels: int
+    stored: int = 0
+    tokens: int = 0
+    energy: F64 = field(default_factory=lambda: np.zeros(0))
+    routes: list[I32] = field(default_factory=list)
+    stack: RowWriter | None = None
+
+    def __post_init__(self) -> None:
+        if not self.energy.size:
+            self.energy = np.zeros(self.channels)
+
+    @property
+    def rows_path(self) -> Path:
+        """File of rows that wait, float32."""
+        return self.path.with_suffix(".waiting")
+
+    def store(self, inputs: F32) -> None:
+        """Let rows wait in the file. Raises OSError if there is no room."""
+        with self.rows_path.open("ab") as file:
+            file.write(inputs.data)
+        self.stored += len(inputs)
+
+    def read(self, file: BinaryIO, count: int) -> F32:
+        """The next rows of the file: float32 (count, channels)."""
+        return np.fromfile(file, np.float32, count * self.channels).reshape(count, self.channels)
+
+    def route(self, routing: Routing) -> None:
+        """Which experts multiply the rows that come next."""
+        self.routes.append(routing.experts)
+        if self.stack is None:
+            self.stack = self._new_stack(routing.count)
+
+    def begin_again(self) -> None:
+        """Forget what a run that was killed had counted of the rows that wait."""
+        if self.stack is not None:
+            self.stack.begin()
+
+    def count(self, inputs: F32, weighting: TokenWeighting) -> F32:
+        """Count rows, and return them as they count in the sum: float32 (rows, channels)."""
+        self.energy += np.einsum("ij,ij->j", inputs, inputs, dtype=np.float64)
+        self.tokens += len(inputs)
+        weighted = weighting.apply(inputs)
+        if self.stack is not None:
+            experts = np.concatenate(self.routes)
+            self.routes = [experts[len(inputs) :]]
+            self.stack.add(inputs, weighted, experts[: len(inputs)])
+        return weighted
+
+    def write(self, matrix: F32) -> None:
+        """Put the sum, of which the upper triangle is there, into its file, whole or not at all."""
+        matrix /= np.float32(self.tokens)
+        _mirror(matrix)
+        partial = self.path.with_suffix(".partial.npy")
+        np.save(partial, matrix)
+        partial.replace(self.path)
+        if self.stack is not None:
+            self.stack.finish()
+        self.stored = 0
+
+    def save(self, record: Path) -> None:
+        """Keep all but the matrix and the rows, which are in files of their own."""
+        counts = self.stack.counts if self.stack is not None else np.zeros(0, np.int64)
+        routes = np.concatenate(self.routes) if self.routes else np.zeros((0, 0), np.int32)
+        figures = np.array([self.channels, self.stored, self.tokens])
+        partial = record.with_suffix(".partial.npz")
+        name = np.array(self.name)
+        np.savez(partial, name=name, figures=figures, energy=self.energy, counts=counts, routes=routes)
+        partial.replace(record)
+
+    @classmethod
+    def load(cls, record: Path, folder: Path) -> InputSum:
+        """What :meth:`save` kept; ``folder`` has the other files. Raises OSError or ValueError."""
+        with np.load(record) as kept:
+            channels, stored, tokens = (int(n) for n in kept["figures"])
+            path = folder / f"{record.stem}.npy"
+            found = cls(str(kept["name"]), path, channels, stored, tokens, kept["energy"])
+            if kept["counts"].size:
+                found.stack = found._new_stack(len(kept["counts"]))
+                found.stack.counts[:] = kept["counts"]
+                found.routes = [kept["routes"]]
+        return found
+
+    def _new_stack(self, experts: int) -> RowWriter:
+        return RowWriter(self.path.with_name(f"{self.path.stem}-experts"), experts, self.channels)
+
+
+def strips(matrix: F32, rows: F32) -> list[tuple[F32, F32, int, int]]:
+    """What threads share when rows are added to a matrix: arguments of ``add_gram_rows``."""
+    return [
+        (matrix, rows, start, min(start + _STRIP, len(matrix))) for start in range(0, len(matrix), _STRIP)
+    ]
+
+
+def _mirror(matrix: F32) -> None:
+    """Complete a symmetric matrix of which the upper triangle is known, in place."""
+    for start in range(0, len(matrix), ROWS):
+        rows = slice(start, start + ROWS)
+        matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
+        block = np.triu(matrix[rows, rows])
+        matrix[rows, rows] = block + np.triu(block, 1).T
