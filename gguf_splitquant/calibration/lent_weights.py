@@ -45,8 +45,9 @@ class LentWeights:
         self._room = copies
         self._pages: dict[PositionedFile, NDArray[np.uint8]] = {}
         self._placed: dict[int, NDArray[Any]] = {}
-        self._paged: dict[int, NDArray[Any]] = {}
+        self._paged: dict[int, NDArray[Any]] = {}  # those of what is placed that are the checkpoint's pages
         self._in_use: dict[int, int] = {}
+        self._used = 0
         self._passing: dict[int, tuple[int, NDArray[Any]]] = {}
         self._known: set[int] = set()
         self._others: set[int] = set()
@@ -64,8 +65,7 @@ class LentWeights:
             if address and address not in self._others and address not in self._placed:
                 self._place(address, keep=address == node.view_src)
             if address in self._paged:
-                pages = self._paged[address]
-                self._in_use[pages.ctypes.data] = pages.nbytes
+                self._use(self._paged[address])
         if node.view_src in self._placed:
             # where a view points to was settled with its graph, before the weight had its place
             node.data = tensor_at(node.view_src).data + node.view_offs
@@ -79,10 +79,17 @@ class LentWeights:
         if self._too_many_pages:
             while self._in_use:
                 _let_go(*self._in_use.popitem())
+            self._used = 0
+
+    def _use(self, pages: NDArray[Any]) -> None:
+        address = pages.ctypes.data
+        if address not in self._in_use:
+            self._in_use[address] = pages.nbytes
+            self._used += pages.nbytes
 
     @property
     def _too_many_pages(self) -> bool:
-        return sum(self._in_use.values()) > _PAGES
+        return self._used > _PAGES
 
     def _place(self, address: int, *, keep: bool) -> None:
         if address in self._passing:

@@ -12,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
+from gguf_splitquant.calibration import lent_weights
 from gguf_splitquant.calibration.calibrate import gather
 from gguf_splitquant.calibration.lent_weights import stored_rows
 from gguf_splitquant.calibration.moments import Moments, TokenWeighting
@@ -109,6 +110,24 @@ def test_a_frame_takes_little_of_the_disk_and_goes(stories: SourceModel, tmp_pat
         assert len(made) == 2 * 6
         assert frame.copies == sum(t.nbytes for t in made) == 2 * 6 * 288 * 288 * 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_are_let_go_and_come_back(
+    stories15m: Path, tmp_path: Path, files: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = files.enter_context(runnable(open_model(stories15m), tmp_path, copies=1 << 40))
+    expected, let_go = logits(frame), lent_weights._let_go
+    gone: list[int] = []
+
+    def noted(address: int, nbytes: int) -> None:
+        gone.append(nbytes)
+        let_go(address, nbytes)
+
+    monkeypatch.setattr(lent_weights, "_PAGES", 1 << 20)
+    monkeypatch.setattr(lent_weights, "_let_go", noted)
+    np.testing.assert_array_equal(logits(frame), expected)
+    own = sum(t.nbytes for t in frame.elsewhere.values() if stored_rows(t) is not None)
+    assert sum(gone) > 2 * own  # at each of three passes, but for what came last
 
 
 def test_a_file_is_run_as_it_is(tmp_path: Path) -> None:
