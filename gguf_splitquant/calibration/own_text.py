@@ -115,7 +115,9 @@ _SPAN = 256
 
 def _sample(logits: NDArray[np.float32], temperatures: NDArray[np.float32], rng: np.random.Generator) -> I32:
     """One token per row from softmax(logits / temperature), by inverting the cumulative distribution."""
-    weights = np.exp((logits - logits.max(axis=1, keepdims=True)) / temperatures)
+    weights = logits - logits.max(axis=1, keepdims=True)
+    weights /= temperatures  # in place: fresh memory takes longer than the arithmetic
+    np.exp(weights, out=weights)
     starts = np.arange(0, weights.shape[1], _SPAN)
     spans = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1, dtype=np.float64)
     wanted = rng.random(len(logits)) * spans[:, -1]

@@ -16,6 +16,7 @@ the sensitivity of keys came out at 0.6 of what it is beside the others', that o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +26,11 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from ..errors import SplitQuantError
+from ..gguf_io.header import TensorEntry, read_header
 from ..progress import SILENT, Progress
 from ..records import Records
 from ..runtime.engine import EngineOptions
@@ -47,7 +48,7 @@ F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
-_SLAB = 1024
+_SLAB, _SQUARED = 1024, 1 << 16
 
 _TOGETHER = 8
 """Texts in a batch: each has its own part of llama.cpp's cache, which grows with the layers."""
@@ -300,22 +301,27 @@ def row_scales(model: Runnable, names: Collection[str], n_threads: int | None = 
     """Root mean square of every row of the matrices among ``names``, (rows,), and stacks, (experts, rows)."""
 
     def root_mean_square(values: F32) -> F32:
-        scales: F32 = np.sqrt(np.mean(values**2, axis=-1)).astype(np.float32)
+        # some rows at a time: fresh memory for the squares takes longer than the arithmetic
+        step = max(1, _SQUARED // values[0].size)
+        parts = [np.mean(values[i : i + step] ** 2, axis=-1) for i in range(0, len(values), step)]
+        scales: F32 = np.sqrt(np.concatenate(parts)).astype(np.float32)
         return scales
 
-    def inside(tensor: ReaderTensor) -> F32:
-        data = tensor.data.reshape(-1, tensor.data.shape[-1])
+    def inside(tensor: TensorEntry) -> F32:
+        outer = tensor.shape[:-1]
+        shape = math.prod(outer), tensor.nbytes // math.prod(outer)
+        data = np.memmap(tensor.file, np.uint8, "r", tensor.offset, shape)
         rows = [
-            root_mean_square(dequantize(data[i : i + _SLAB], tensor.tensor_type))
+            root_mean_square(dequantize(data[i : i + _SLAB], tensor.qtype))
             for i in range(0, len(data), _SLAB)
         ]
-        return np.concatenate(rows).reshape(tensor.data.shape[:-1])
+        return np.concatenate(rows).reshape(outer)
 
     def elsewhere(tensor: SourceTensor) -> F32:
         slabs = (to_float32(raw, tensor.dtype) for _, raw in row_slabs(tensor))
         return np.concatenate([root_mean_square(slab) for slab in slabs])
 
-    tensors = [t for t in GGUFReader(model.path).tensors if t.name in names and len(t.shape) > 1]
+    tensors = [t for t in read_header(model.path).tensors if t.name in names and len(t.shape) > 1]
     with ThreadPoolExecutor(n_threads or default_threads()) as pool:
         found = [
             pool.submit(elsewhere, model.elsewhere[t.name])
