@@ -311,11 +311,8 @@ def row_scales(model: Runnable, names: Collection[str], n_threads: int | None = 
         outer = tensor.shape[:-1]
         shape = math.prod(outer), tensor.nbytes // math.prod(outer)
         data = np.memmap(tensor.file, np.uint8, "r", tensor.offset, shape)
-        rows = [
-            root_mean_square(dequantize(data[i : i + _SLAB], tensor.qtype))
-            for i in range(0, len(data), _SLAB)
-        ]
-        return np.concatenate(rows).reshape(outer)
+        slabs = (dequantize(data[i : i + _SLAB], tensor.qtype) for i in range(0, len(data), _SLAB))
+        return np.concatenate([root_mean_square(slab) for slab in slabs]).reshape(outer)
 
     def elsewhere(tensor: SourceTensor) -> F32:
         slabs = (to_float32(raw, tensor.dtype) for _, raw in row_slabs(tensor))
