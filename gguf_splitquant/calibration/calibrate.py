@@ -233,8 +233,7 @@ def write_and_gather(
         opening = chat_opening(model.path) if how.chat else None
         tokens = write_own_text(engine, own, opening, progress)
     np.save(folder / _TEXT, tokens)
-    writer.finish(engine.sharing)
-    return tokens, complete_moments(folder, how.weighting, about, n_threads, progress)
+    return tokens, writer.finish(engine.sharing, about, progress)
 
 
 def user_text(model: Path, text: Path, length: int, most_tokens: int) -> I32:
@@ -292,8 +291,7 @@ def gather(
             progress.advance(slab.size)
         progress.finish()
     np.save(folder / _TEXT, tokens)
-    writer.finish(engine.sharing)
-    return complete_moments(folder, weighting, about, n_threads, progress)
+    return writer.finish(engine.sharing, about, progress)
 
 
 def chat_opening(model: Path) -> str | None:

@@ -58,7 +58,7 @@ class Routing:
 
 
 class RowWriter:
-    """Appends the rows that one stack's input consists of to a file.
+    """Puts the rows that one stack's input consists of into a file.
 
     Args:
         stem: path of the files, without their endings.
@@ -72,10 +72,6 @@ class RowWriter:
         self._experts: list[I32] = []
         self.counts = np.zeros(count, np.int64)
         self._sums = np.zeros((count, channels))
-
-    def begin(self) -> None:
-        """Remove what a run that was killed left in the file."""
-        self._stem.with_suffix(_ROWS).unlink(missing_ok=True)
 
     def add(self, inputs: F32, weighted: F32, experts: I32) -> None:
         """Add rows.
@@ -91,7 +87,8 @@ class RowWriter:
         self._sums += uses @ np.square(inputs, dtype=np.float64)
         scales = np.abs(weighted).max(axis=1, initial=0)
         scales[scales == 0] = 1
-        with self._stem.with_suffix(_ROWS).open("ab") as file:
+        # the first rows replace what a run that was killed has left
+        with self._stem.with_suffix(_ROWS).open("ab" if self._scales else "wb") as file:
             file.write((weighted / scales[:, None]).astype(np.float16).data)
         self._scales.append(scales)
         self._experts.append(experts)

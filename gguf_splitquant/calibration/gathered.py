@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SplitQuantError
-from ..linear_algebra import add_gram_rows, blas_threads
+from ..linear_algebra import blas_threads
+from ..lookahead import one_ahead
 from ..progress import SILENT, Progress
 from ..runtime.threads import default_threads
-from .input_sum import ROWS, InputSum, strips
+from .input_sum import InputSum, add_rows
 from .moments import FORMAT, INDEX, Moments, TokenWeighting
 
 F32 = NDArray[np.float32]
@@ -110,35 +112,22 @@ def _add_stored(
 
     progress.start("adding up statistics", sum(total.stored for total in totals), "rows")
     writing: Future[None] | None = None
-    # one thread more: it waits for the disk
-    with blas_threads(1), ThreadPoolExecutor((threads or default_threads()) + 1) as pool:
+    with (
+        blas_threads(1),
+        ThreadPoolExecutor(threads or default_threads()) as pool,
+        ThreadPoolExecutor(1) as disk,
+    ):
         for total in totals:
-            total.begin_again()
             matrix = np.zeros((total.channels, total.channels), np.float32)
-            for rows in _read_ahead(total, weighting, pool):
-                for _ in pool.map(lambda strip: add_gram_rows(*strip), strips(matrix, rows)):
-                    pass
-                progress.advance(len(rows), total.name)
+            counted = (total.count(rows, weighting) for rows in total.stored_rows())
+            with closing(one_ahead(counted)) as ahead:
+                for rows in ahead:
+                    add_rows([(matrix, rows)], pool)
+                    progress.advance(len(rows), total.name)
             if writing is not None:
                 writing.result()
-            writing = pool.submit(write, total, matrix)
+            writing = disk.submit(write, total, matrix)
             del matrix
         if writing is not None:
             writing.result()
     progress.finish()
-
-
-def _read_ahead(total: InputSum, weighting: TokenWeighting, pool: ThreadPoolExecutor) -> Iterator[F32]:
-    """Rows of an input as they count, some at a time; the next are read while these are added."""
-    counts = [min(ROWS, total.stored - start) for start in range(0, total.stored, ROWS)]
-    with total.rows_path.open("rb") as file:
-
-        def read(count: int) -> F32:
-            return total.count(total.read(file, count), weighting)
-
-        ahead = pool.submit(read, counts[0])
-        for count in [*counts[1:], 0]:
-            rows = ahead.result()
-            if count:
-                ahead = pool.submit(read, count)
-            yield rows

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..linear_algebra import add_gram_rows
 from .experts import Routing, RowWriter
 from .moments import TokenWeighting
+from .whole_files import whole_file
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -44,13 +47,12 @@ class InputSum:
     channels: int
     stored: int = 0
     tokens: int = 0
-    energy: F64 = field(default_factory=lambda: np.zeros(0))
+    energy: F64 = field(init=False)
     routes: list[I32] = field(default_factory=list)
     stack: RowWriter | None = None
 
     def __post_init__(self) -> None:
-        if not self.energy.size:
-            self.energy = np.zeros(self.channels)
+        self.energy = np.zeros(self.channels)
 
     @property
     def rows_path(self) -> Path:
@@ -63,20 +65,18 @@ class InputSum:
             file.write(inputs.data)
         self.stored += len(inputs)
 
-    def read(self, file: BinaryIO, count: int) -> F32:
-        """The next rows of the file: float32 (count, channels)."""
-        return np.fromfile(file, np.float32, count * self.channels).reshape(count, self.channels)
+    def stored_rows(self) -> Iterator[F32]:
+        """The rows that wait, :data:`ROWS` at a time: float32 (rows, channels)."""
+        with self.rows_path.open("rb") as file:
+            for start in range(0, self.stored, ROWS):
+                count = min(ROWS, self.stored - start)
+                yield np.fromfile(file, np.float32, count * self.channels).reshape(count, self.channels)
 
     def route(self, routing: Routing) -> None:
         """Which experts multiply the rows that come next."""
         self.routes.append(routing.experts)
         if self.stack is None:
             self.stack = self._new_stack(routing.count)
-
-    def begin_again(self) -> None:
-        """Forget what a run that was killed had counted of the rows that wait."""
-        if self.stack is not None:
-            self.stack.begin()
 
     def count(self, inputs: F32, weighting: TokenWeighting) -> F32:
         """Count rows, and return them as they count in the sum: float32 (rows, channels)."""
@@ -93,9 +93,8 @@ class InputSum:
         """Put the sum, of which the upper triangle is there, into its file, whole or not at all."""
         matrix /= np.float32(self.tokens)
         _mirror(matrix)
-        partial = self.path.with_suffix(".partial.npy")
-        np.save(partial, matrix)
-        partial.replace(self.path)
+        with whole_file(self.path) as partial:
+            np.save(partial, matrix)
         if self.stack is not None:
             self.stack.finish()
         self.stored = 0
@@ -105,10 +104,9 @@ class InputSum:
         counts = self.stack.counts if self.stack is not None else np.zeros(0, np.int64)
         routes = np.concatenate(self.routes) if self.routes else np.zeros((0, 0), np.int32)
         figures = np.array([self.channels, self.stored, self.tokens])
-        partial = record.with_suffix(".partial.npz")
         name = np.array(self.name)
-        np.savez(partial, name=name, figures=figures, energy=self.energy, counts=counts, routes=routes)
-        partial.replace(record)
+        with whole_file(record) as partial:
+            np.savez(partial, name=name, figures=figures, energy=self.energy, counts=counts, routes=routes)
 
     @classmethod
     def load(cls, record: Path, folder: Path) -> InputSum:
@@ -116,7 +114,8 @@ class InputSum:
         with np.load(record) as kept:
             channels, stored, tokens = (int(n) for n in kept["figures"])
             path = folder / f"{record.stem}.npy"
-            found = cls(str(kept["name"]), path, channels, stored, tokens, kept["energy"])
+            found = cls(str(kept["name"]), path, channels, stored, tokens)
+            found.energy = kept["energy"]
             if kept["counts"].size:
                 found.stack = found._new_stack(len(kept["counts"]))
                 found.stack.counts[:] = kept["counts"]
@@ -127,8 +126,14 @@ class InputSum:
         return RowWriter(self.path.with_name(f"{self.path.stem}-experts"), experts, self.channels)
 
 
-def strips(matrix: F32, rows: F32) -> list[tuple[F32, F32, int, int]]:
-    """What threads share when rows are added to a matrix: arguments of ``add_gram_rows``."""
+def add_rows(sums: Iterable[tuple[F32, F32]], pool: Executor) -> None:
+    """``matrix += rows^T rows``, the upper triangle, of every (matrix, rows): threads share strips of them."""
+    strips = [strip for matrix, rows in sums for strip in _strips(matrix, rows)]
+    for _ in pool.map(lambda strip: add_gram_rows(*strip), strips):
+        pass
+
+
+def _strips(matrix: F32, rows: F32) -> list[tuple[F32, F32, int, int]]:
     step = _STRIP if len(matrix) < _WIDE else 2 * _STRIP
     return [(matrix, rows, start, min(start + step, len(matrix))) for start in range(0, len(matrix), step)]
 

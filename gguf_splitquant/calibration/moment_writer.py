@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError
-from ..linear_algebra import add_gram_rows, blas_threads
+from ..gguf_io.writer import free_bytes
+from ..linear_algebra import blas_threads
+from ..progress import SILENT, Progress
 from ..runtime.threads import default_threads
 from .experts import Routing
-from .gathered import keep_gathered
-from .input_sum import ROWS, InputSum, strips
-from .moments import TokenWeighting
+from .gathered import complete_moments, keep_gathered
+from .input_sum import ROWS, InputSum, add_rows
+from .moments import Moments, TokenWeighting
 
 F32 = NDArray[np.float32]
 
@@ -82,8 +84,15 @@ class MomentWriter:
         else:
             total.store(inputs)
 
-    def finish(self, sharing: Mapping[str, str]) -> None:
-        """The text is complete: write the sums that grew, and keep what the others are made of.
+    def finish(
+        self, sharing: Mapping[str, str], about: Mapping[str, Any], progress: Progress = SILENT
+    ) -> Moments:
+        """The text is complete: :meth:`keep`, and make the moments that are left (:mod:`.gathered`)."""
+        self.keep(sharing)
+        return complete_moments(self.folder, self.weighting, about, self._threads, progress)
+
+    def keep(self, sharing: Mapping[str, str]) -> None:
+        """Write the sums that grew, and note what the others are made of.
 
         Raises:
             OSError: the folder has no room.
@@ -105,9 +114,8 @@ class MomentWriter:
                 break
             self._memory -= taken
             self._growing[total.name] = growing = _Growing.of(total)
-            with total.rows_path.open("rb") as file:
-                for start in range(0, total.stored, ROWS):
-                    self._grow(growing, total.read(file, min(ROWS, total.stored - start)))
+            for rows in total.stored_rows():
+                self._grow(growing, rows)
             total.rows_path.unlink()
             total.stored = 0
 
@@ -122,7 +130,7 @@ class MomentWriter:
         )
         needed += 2 * max(4 * total.channels**2 for total in totals)  # there beside their rows
         there = sum(4 * total.channels * total.stored for total in totals)
-        if needed - there > shutil.disk_usage(self.folder).free:
+        if needed - there > free_bytes(self.folder):
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed:,} bytes are needed")
 
     def _grow(self, growing: _Growing, inputs: F32) -> None:
@@ -135,9 +143,7 @@ class MomentWriter:
         """Add the rows that wait: threads share the sums, and strips of them."""
         with blas_threads(1), ThreadPoolExecutor(self._threads) as pool:
             counted = list(pool.map(lambda g: g.total.count(g.waiting_rows, self.weighting), growing))
-            shared = [s for g, rows in zip(growing, counted, strict=True) for s in strips(g.matrix, rows)]
-            for _ in pool.map(lambda strip: add_gram_rows(*strip), shared):
-                pass
+            add_rows(zip((g.matrix for g in growing), counted, strict=True), pool)
         for each in growing:
             each.waiting = 0
 

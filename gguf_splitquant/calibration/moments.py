@@ -23,6 +23,7 @@ from ..progress import SILENT, Progress
 from ..refining.metric import Feedback
 from .experts import expert_energy, expert_matrix, expert_use
 from .factors import room_for_two
+from .whole_files import whole_file
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -143,9 +144,8 @@ class Moments:
         """
         feedback = Feedback.of(self.matrix(weight))
         salience, path = feedback.salience, self._salience_path(weight)
-        partial = path.with_suffix(".partial.npy")  # a kill must not leave half of it
-        np.save(partial, np.stack([salience.order, salience.left]))
-        partial.replace(path)
+        with whole_file(path) as partial:
+            np.save(partial, np.stack([salience.order, salience.left]))
         return feedback
 
     def complete_salience(self, progress: Progress = SILENT) -> None:

@@ -20,7 +20,6 @@ from gguf_splitquant.calibration.calibrate import (
     write_and_gather,
 )
 from gguf_splitquant.calibration.experts import Routing
-from gguf_splitquant.calibration.gathered import complete_moments
 from gguf_splitquant.calibration.moment_writer import MomentWriter
 from gguf_splitquant.calibration.moments import Moments, TokenWeighting
 from gguf_splitquant.calibration.observer import HEAD, ObservedEngine
@@ -234,8 +233,7 @@ def test_statistics_do_not_depend_on_where_they_grow(tmp_path: Path, routed: boo
         waiting = {path.name for path in folder.glob("*.waiting")}
         # the narrow ones are the first to have room
         assert len(waiting) == (0 if memory == 1 << 30 else 3 if memory == 0 or step == 700 else 1)
-        writer.finish({name: name for name in inputs})
-        found.append(complete_moments(folder, TokenWeighting(), {}))
+        found.append(writer.finish({name: name for name in inputs}, {}))
         assert not list(folder.glob("*.waiting"))
     for name, values in inputs.items():
         exact = values.T.astype(np.float64) @ values / 700

@@ -65,7 +65,7 @@ def rows_of_three(folder: Path, routed: bool = False) -> None:
         experts = Routing(rng.integers(0, 4, (500, 2)).astype(np.int32), 4) if routed else None
         for name in ("a", "b", "c"):
             writer(name, rng.standard_normal((500, 24)).astype(np.float32), experts)
-    writer.finish({name: name for name in ("a", "b", "c")})
+    writer.keep({name: name for name in ("a", "b", "c")})
 
 
 def assert_equal(one: Moments, other: Moments) -> None:
@@ -81,7 +81,8 @@ def assert_equal(one: Moments, other: Moments) -> None:
 def test_a_killed_calibration_goes_on(stories15m: Path, tmp_path: Path) -> None:
     model = convert_once(stories15m, tmp_path, FLOAT, "float")
     cache = tmp_path / "killed"
-    with subprocess.Popen([sys.executable, "-c", SLOWLY, str(model), str(cache)]) as process:
+    command = [sys.executable, "-c", SLOWLY, str(model), str(cache)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
         while process.poll() is None and not list(cache.glob("unfinished-*/00005.npy")):
             time.sleep(0.01)
         process.kill()
