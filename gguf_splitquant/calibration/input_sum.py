@@ -127,7 +127,7 @@ class InputSum:
 
 
 def add_rows(sums: Iterable[tuple[F32, F32]], pool: Executor) -> None:
-    """``matrix += rows^T rows``, the upper triangle, of every (matrix, rows): threads share strips of them."""
+    """``matrix += rows^T rows``, the upper triangle, of every (matrix, rows): threads share their strips."""
     strips = [strip for matrix, rows in sums for strip in _strips(matrix, rows)]
     for _ in pool.map(lambda strip: add_gram_rows(*strip), strips):
         pass

@@ -104,7 +104,7 @@ def test_a_frame_takes_little_of_the_disk_and_goes(stories: SourceModel, tmp_pat
         assert list(tmp_path.iterdir()) == [frame.path]
         values = sum(t.nbytes for t in stories.tensors)
         assert status.st_size < 0.2 * values and 512 * status.st_blocks < 2_000_000  # the vocabulary
-        assert frame.nbytes == pytest.approx(values, rel=0.02)
+        assert values < frame.nbytes < values + 1_000_000
         made = [t for t in frame.elsewhere.values() if stored_rows(t) is None]
         # queries and keys, whose rows are in another order
         assert len(made) == 2 * 6
