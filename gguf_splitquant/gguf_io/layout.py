@@ -108,18 +108,22 @@ class _Writer(GGUFWriter):  # type: ignore[misc]  # gguf-py has no types
         return head + struct.pack("<IQ", kind, len(val)) + items
 
 
-_ITEM_TYPES = {
-    str: GGUFValueType.STRING,
-    float: GGUFValueType.FLOAT32,
-    bool: GGUFValueType.BOOL,
-    int: GGUFValueType.INT32,
-}
+_ITEM_TYPES = (
+    ((str, bytes, bytearray), GGUFValueType.STRING),
+    (float, GGUFValueType.FLOAT32),
+    (bool, GGUFValueType.BOOL),
+    (int, GGUFValueType.INT32),
+)
+"""In the order in which gguf-py asks (GGUFValueType.get_type): a bool is an int too."""
 
 
 def _type_of(values: list[Any]) -> GGUFValueType | None:
     """What gguf-py takes the items for; None: let it decide."""
-    types = set(map(type, values))
-    return _ITEM_TYPES.get(types.pop()) if len(types) == 1 else None
+    found = {
+        next((kind for types, kind in _ITEM_TYPES if issubclass(item, types)), None)
+        for item in set(map(type, values))
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _aligned(size: int) -> int:

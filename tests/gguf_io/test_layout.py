@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from gguf import GGUFValue, GGUFValueType, GGUFWriter
+from gguf import GGUFValue, GGUFValueType, GGUFWriter, TokenType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,9 @@ _LISTS = [
     (st.text(), None),
     (st.text(), GGUFValueType.STRING),
     (st.binary(), GGUFValueType.STRING),
+    (st.binary() | st.text(), None),
+    (st.sampled_from(TokenType), None),
+    (st.sampled_from(TokenType), GGUFValueType.INT32),
     (_I32, None),
     (_I32, GGUFValueType.INT32),
     (_U8, GGUFValueType.UINT8),
