@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,10 @@ def test_interrupted_it_stops_cleanly_and_says_how_to_go_on(
 def kill_when(appears: Callable[[], bool], command: list[str]) -> None:
     """Run a command and kill it as soon as something is there."""
     process = subprocess.Popen([sys.executable, "-m", "gguf_splitquant", *command])
-    while process.poll() is None and not appears():
+    while process.poll() is None:
+        with suppress(FileNotFoundError):  # a folder went while it was looked into
+            if appears():
+                break
         time.sleep(0.002)
     process.kill()
     assert process.wait() == -signal.SIGKILL
