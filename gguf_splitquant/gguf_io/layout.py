@@ -108,21 +108,10 @@ class _Writer(GGUFWriter):  # type: ignore[misc]  # gguf-py has no types
         return head + struct.pack("<IQ", kind, len(val)) + items
 
 
-_ITEM_TYPES = (
-    ((str, bytes, bytearray), GGUFValueType.STRING),
-    (float, GGUFValueType.FLOAT32),
-    (bool, GGUFValueType.BOOL),
-    (int, GGUFValueType.INT32),
-)
-"""In the order in which gguf-py asks (GGUFValueType.get_type): a bool is an int too."""
-
-
 def _type_of(values: list[Any]) -> GGUFValueType | None:
-    """What gguf-py takes the items for; None: let it decide."""
-    found = {
-        next((kind for types, kind in _ITEM_TYPES if issubclass(item, types)), None)
-        for item in set(map(type, values))
-    }
+    """What gguf-py takes the items for; None: they differ, and it refuses them."""
+    one_of_each = dict(zip(map(type, values), values, strict=True)).values()
+    found = {GGUFValueType.get_type(value) for value in one_of_each}
     return found.pop() if len(found) == 1 else None
 
 
