@@ -16,8 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ from gguf_splitquant.errors import OutputError
 from gguf_splitquant.gguf_io.journal import journal_path
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.sources import open_model
+from tests.killing import kill_when
 from tests.sources.handmade import CONFIG, header_of, llama_shapes, write_checkpoint, write_safetensors
 
 LOADED = (
@@ -166,18 +165,6 @@ def test_interrupted_it_stops_cleanly_and_says_how_to_go_on(
     assert complete > 0
 
 
-def kill_when(appears: Callable[[], bool], command: list[str]) -> None:
-    """Run a command and kill it as soon as something is there."""
-    process = subprocess.Popen([sys.executable, "-m", "gguf_splitquant", *command])
-    while process.poll() is None:
-        with suppress(FileNotFoundError):  # a folder went while it was looked into
-            if appears():
-                break
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-
-
 def empty_cache(folder: Path, runtime: Path) -> Path:
     """A cache with the runtime and no calibration; the folder for calibrations."""
     folder.mkdir()
@@ -204,11 +191,12 @@ def test_a_calibrated_conversion_killed_in_every_phase_goes_on(
     command = ["convert", str(stories15m), str(out), *options, "--resume"]
     monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(calibration.parent))
 
-    kill_when(lambda: any(calibration.glob("unfinished-*/00003.*")), command)
-    kill_when(lambda: any(map(lines, calibration.glob("unfinished-*/probes.jsonl"))), command)
+    running = ["-m", "gguf_splitquant", *command]
+    kill_when(lambda: any(calibration.glob("unfinished-*/00003.*")), running)
+    kill_when(lambda: any(map(lines, calibration.glob("unfinished-*/probes.jsonl"))), running)
     (tokens,) = calibration.glob("unfinished-*/tokens.npy")
     written = tokens.stat().st_mtime_ns
-    kill_when(lambda: lines(journal_path(out)) > 20, command)
+    kill_when(lambda: lines(journal_path(out)) > 20, running)
     (tokens,) = calibration.glob("*/tokens.npy")
     assert tokens.stat().st_mtime_ns == written
     assert not list(calibration.glob("unfinished-*"))

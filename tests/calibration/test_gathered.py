@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +18,7 @@ from gguf_splitquant.calibration.sensitivity import Probing
 from gguf_splitquant.errors import SplitQuantError
 from gguf_splitquant.progress import Progress
 from tests.gguf_files import FLOAT, convert_once
+from tests.killing import kill_when
 
 HOW = Calibration(own=OwnText(4, 32), probing=Probing(texts=2, length=16, layers=2))
 
@@ -81,12 +78,7 @@ def assert_equal(one: Moments, other: Moments) -> None:
 def test_a_killed_calibration_goes_on(stories15m: Path, tmp_path: Path) -> None:
     model = convert_once(stories15m, tmp_path, FLOAT, "float")
     cache = tmp_path / "killed"
-    command = [sys.executable, "-c", SLOWLY, str(model), str(cache)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
-        while process.poll() is None and not list(cache.glob("unfinished-*/00005.npy")):
-            time.sleep(0.01)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    kill_when(lambda: any(cache.glob("unfinished-*/00005.npy")), ["-c", SLOWLY, str(model), str(cache)])
     (work,) = (path for path in cache.glob("unfinished-*") if path.is_dir())
     assert is_gathered(work) and list(work.glob("*.waiting"))
     noted = Noted()
