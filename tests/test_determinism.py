@@ -83,7 +83,7 @@ def test_calibration_and_the_split_that_follows(stories15m: Path, tmp_path: Path
         folder = tmp_path / str(threads)
         folder.mkdir()
         command = [sys.executable, "-c", CALIBRATED, stories15m, folder, str(threads)]
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OPENBLAS_NUM_THREADS": str(threads)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found.add(hashlib.sha256((folder / "out.gguf").read_bytes()).hexdigest())

@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 from itertools import islice
 from typing import Protocol
 
-from ..linear_algebra import blas_threads
 from ..memory import available_bytes
 from ..planning.curves import InputStatistics
 from ..refining.metric import Feedback
@@ -33,7 +32,8 @@ class Factors:
         statistics: of the inputs.
         inputs: their names in the order in which they are needed, nearly: the last two are kept, and those
             that were made ahead until they are needed.
-        pool: takes two at a time.
+        pool: takes two at a time. Linear algebra has to be held to one thread around it: a factor depends on
+            their number (:func:`~..linear_algebra.blas_threads`).
     """
 
     def __init__(self, statistics: FactoredStatistics, inputs: Sequence[str], pool: Executor) -> None:
@@ -49,8 +49,7 @@ class Factors:
         if source not in self._known:
             self._keep(self._used[-1:])
             together = [source, *self._partner(source)]
-            with blas_threads(1):  # a factor depends on the number of threads, and plans must not
-                made = list(self._pool.map(self._statistics.feedback, together))
+            made = list(self._pool.map(self._statistics.feedback, together))
             self._known.update(zip(together, made, strict=True))
             self._ahead.update(together[1:])
         self._ahead.discard(source)

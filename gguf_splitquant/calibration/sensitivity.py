@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from ..errors import SplitQuantError
 from ..gguf_io.header import TensorEntry, read_header
+from ..linear_algebra import blas_threads
 from ..progress import SILENT, Progress
 from ..records import Records
 from ..runtime.engine import EngineOptions
@@ -258,6 +259,8 @@ def measure_sensitivity(
     batches = [pairs[start : start + together] for start in range(0, len(pairs), together)]
     divergence: dict[str, list[float]] = {name: [] for name in probed}
     with ExitStack() as stack:
+        # factors and products depend on the number of BLAS' threads, and plans must not
+        stack.enter_context(blas_threads(1))
         # numpy computes on one core, and lets go of the interpreter meanwhile
         pool = stack.enter_context(ThreadPoolExecutor(n_threads or default_threads()))
         factors = Factors(statistics, list(dict.fromkeys(map(input_of, probed))), pool)

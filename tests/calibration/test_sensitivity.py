@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gguf_splitquant.calibration.own_text import OwnText
 from gguf_splitquant.calibration.runnable import Runnable
 from gguf_splitquant.calibration.sensitivity import Probing, measure_sensitivity, row_scales
+from gguf_splitquant.linear_algebra import blas_threads
 from gguf_splitquant.planning.curves import Salience
 from gguf_splitquant.refining.metric import Feedback
 from tests.calibration.test_calibrate import own_text
@@ -93,6 +94,15 @@ def test_no_weight_counts_for_nothing(model: Path, text: NDArray[np.int32]) -> N
 
 def test_the_same_seed_gives_the_same_figures(model: Path, text: NDArray[np.int32]) -> None:
     assert measure(model, text, NAMES[:2]) == measure(model, text, NAMES[:2])
+
+
+def test_the_figures_do_not_depend_on_blas_threads(model: Path, text: NDArray[np.int32]) -> None:
+    names = ["blk.0.ffn_gate.weight", "blk.0.ffn_down.weight"]  # on some processors only the first would
+    found = []
+    for count in (1, 2, 3):
+        with blas_threads(count):
+            found.append(measure(model, text, names))
+    assert found[0] == found[1] == found[2]
 
 
 def test_row_scales_are_root_mean_squares(model: Path) -> None:
