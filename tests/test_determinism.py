@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.mixture import write_mixture
+
 RECIPES = {
     "value": ["--recipe", "paper"],
     "stock": ["--recipe", "stock", "--no-calibration", "--target-bpw", "4.9"],
@@ -76,13 +78,18 @@ convert(model, folder / "out.gguf", RECIPES["split"], statistics=statistics, thr
 
 
 @pytest.mark.engine
-def test_calibration_and_the_split_that_follows(stories15m: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("experts", [0, 4])
+def test_calibration_and_the_split_that_follows(experts: int, stories15m: Path, tmp_path: Path) -> None:
     """Nothing cached: the model writes its text anew in every process."""
+    model = stories15m
+    if experts:
+        model = tmp_path / "mixture"
+        write_mixture(stories15m, model, experts, 2)
     found = set()
     for threads, seed in RUNS:
         folder = tmp_path / str(threads)
         folder.mkdir()
-        command = [sys.executable, "-c", CALIBRATED, stories15m, folder, str(threads)]
+        command = [sys.executable, "-c", CALIBRATED, model, folder, str(threads)]
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OPENBLAS_NUM_THREADS": str(threads)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

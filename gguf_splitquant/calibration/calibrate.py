@@ -35,7 +35,7 @@ from .sensitivity import Probing, measure_sensitivity, row_scales
 
 I32 = NDArray[np.int32]
 
-_VERSION = 12
+_VERSION = 13
 """Raised whenever the same settings give other moments, sensitivities or salience: part of the cache key."""
 
 _SLAB = 1536

@@ -81,10 +81,12 @@ class RowWriter:
             weighted: as they count in second moments, (rows, channels).
             experts: that multiply each, (rows, experts per row).
         """
-        uses = np.zeros((len(self.counts), len(inputs)))
-        np.add.at(uses, (experts.T, np.arange(len(inputs))), 1)
-        self.counts += uses.sum(axis=1).astype(np.int64)
-        self._sums += uses @ np.square(inputs, dtype=np.float64)
+        squares = np.square(inputs, dtype=np.float64)
+        for expert in np.unique(experts):
+            chosen = (experts == expert).any(axis=1)
+            self.counts[expert] += np.count_nonzero(chosen)
+            # no product of matrices: BLAS' sums can depend on its threads
+            self._sums[expert] += squares[chosen].sum(axis=0)
         scales = np.abs(weighted).max(axis=1, initial=0)
         scales[scales == 0] = 1
         # the first rows replace what a run that was killed has left

@@ -71,7 +71,8 @@ class ImportanceMatrix:
             return own
         if counts is None or not counts.any():
             counts = np.ones(len(values), np.float32)
-        pooled: F32 = (counts @ values / counts.sum()).astype(np.float32)
+        # no product of matrices: BLAS' sums depend on its threads
+        pooled: F32 = np.average(values, axis=0, weights=counts).astype(np.float32)
         return pooled
 
     def salience(self, weight: str) -> Salience:

@@ -30,6 +30,7 @@ from gguf_splitquant.errors import GGUFError, SplitQuantError
 from gguf_splitquant.evaluation.compare import compare
 from gguf_splitquant.evaluation.text import read_text
 from gguf_splitquant.gguf_io.sharding import WHOLE
+from gguf_splitquant.linear_algebra import blas_threads
 from gguf_splitquant.planning.curves import ExpertUse, Salience, weight_curves
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.refining.metric import Feedback
@@ -314,6 +315,18 @@ def test_an_imatrix_gives_each_expert_its_own_and_unreached_ones_the_mean() -> N
     use = known.experts("e")
     assert use is not None and use.share.tolist() == [0.75, 0.25, 0] and use.rare == (2,)
     assert known.experts("w") is None and known.matrix("w").tolist() == [1, 2]
+
+
+def test_the_mean_of_all_experts_does_not_depend_on_blas_threads() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((128, 14336)).astype(np.float32)
+    counts = rng.integers(0, 100, 128).astype(np.float32)
+    known = ImportanceMatrix({"e": values}, {"e": counts})
+    means = set()
+    for threads in (1, 2, 3):
+        with blas_threads(threads):
+            means.add(known.matrix("e").tobytes())
+    assert len(means) == 1
 
 
 def test_an_older_imatrix_is_shaped_by_the_model(checkpoint: Path, tmp_path: Path) -> None:
