@@ -4,7 +4,7 @@ The weights are synthetic (right for time, meaningless for quality). CPU seconds
 seconds: on a busy machine they are the better figure::
 
     python scripts/bench_calibrated.py --folder bench            # 16 layers
-    python scripts/bench_calibrated.py --folder bench --layers 2
+    python scripts/bench_calibrated.py --folder bench --layers 2 --profile      # pip install py-spy
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gguf_splitquant.convert import convert
 from gguf_splitquant.file_plan import plan_file
 from gguf_splitquant.recipe import RECIPES
 from gguf_splitquant.sources import open_model
+from scripts.profiling import print_hot_lines
 from scripts.synthetic import write_checkpoint
 
 
@@ -73,6 +74,12 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, required=True, help="takes the checkpoint and more: 10 GB")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--recipe", choices=("split", "stock"), default="split")
+    parser.add_argument("--profile", action="store_true", help="watched by py-spy, which takes some time too")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    bench(arguments.folder, arguments.layers, arguments.recipe)
+    folder = arguments.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.profile:
+        options = ["--folder", str(folder), "--layers", str(arguments.layers), "--recipe", arguments.recipe]
+        print_hot_lines([sys.executable, __file__, *options], most=20, quiet=False)
+    else:
+        bench(folder, arguments.layers, arguments.recipe)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import collections
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -30,9 +29,8 @@ if not __package__:
 from gguf_splitquant.runtime.build import build_runtime
 from gguf_splitquant.runtime.builds import BuildSpec
 from gguf_splitquant.runtime.sdist import extract_llama_cpp, fetch_sdist
+from scripts.profiling import ROOT, print_hot_lines
 from scripts.synthetic import write_checkpoint
-
-ROOT = Path(__file__).resolve().parent.parent
 
 _STOCK = ("--recipe", "stock", "--no-calibration", "--type")
 RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -80,24 +78,6 @@ def _ratio(runs: list[Run], others: list[Run]) -> float:
     return statistics.median(a.wall / b.wall for a, b in zip(runs, others, strict=True))
 
 
-def profile(command: list[str], folder: Path) -> None:
-    """Where the threads that convert spend their time, waiting included, by the innermost line of ours."""
-    raw = folder / "profile"
-    spy = shutil.which("py-spy")
-    if spy is None:
-        sys.exit("--profile needs py-spy: pip install py-spy")
-    record = [spy, "record", "--format", "raw", "--threads", "--rate", "100", "--output", str(raw), "--"]
-    subprocess.run([*record, *command], cwd=ROOT, check=True, capture_output=True)
-    lines: collections.Counter[str] = collections.Counter()
-    for sample in raw.read_text().splitlines():
-        stack, _, count = sample.rpartition(" ")
-        ours = [frame for frame in stack.split(";") if "gguf_splitquant/" in frame]
-        if ours and "convert_" in stack.split(";")[0]:
-            lines[ours[-1]] += int(count)
-    for line, count in lines.most_common(8):
-        print(f"  {100 * count / lines.total():5.1f} %  {line}")
-
-
 def bench(rounds: int, recipes: list[str], layers: int, folder: Path, profiled: bool) -> None:
     checkpoint, log = folder / f"llama-3.2-1b-shape-{layers}", folder / "log"
     if not checkpoint.is_dir():
@@ -142,8 +122,8 @@ def bench(rounds: int, recipes: list[str], layers: int, folder: Path, profiled: 
         report(f"llama-quantize {qtype}", runs[qtype + " alone"])
     if profiled:
         for recipe in recipes:
-            print(f"{recipe}: where the threads that convert are")
-            profile(commands[recipe], folder)
+            print(f"{recipe}: where its threads are")
+            print_hot_lines(commands[recipe])
             out.unlink()
 
 
