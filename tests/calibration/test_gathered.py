@@ -84,7 +84,8 @@ def test_a_killed_calibration_goes_on(stories15m: Path, tmp_path: Path) -> None:
     noted = Noted()
     resumed = calibrate(model, "digest", HOW, cache=cache, progress=noted)
     assert noted.phases[0] == "adding up statistics"  # the text is not written again
-    assert noted.total < 20 * 4 * 31
+    # of 25 inputs the five before the one that was seen; that one may not be noted yet
+    assert noted.total <= 20 * 4 * 31
     whole = calibrate(model, "digest", HOW, memory=0, cache=tmp_path / "whole")
     assert_equal(resumed, whole)
     assert resumed.sensitivity == whole.sensitivity
