@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ MAX_JSON_PARTS = 2_000_000
 MAX_DEPTH = 100
 
 _OPENING, _CLOSING, _COMMA, _QUOTE = b"[{", b"]}", b",", b'"'
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATE_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
 
 def open_descriptor(path: Path) -> int:
@@ -70,10 +73,21 @@ def parse_json(
         object_pairs_hook: see :func:`json.loads`.
 
     Raises:
-        ValueError: not JSON, too many parts, nested deeper than :data:`MAX_DEPTH`.
+        ValueError: not JSON, too many parts, nested deeper than :data:`MAX_DEPTH`, or a text in it is not
+            valid Unicode.
     """
     _check_structure(raw, most_parts)
+    _check_surrogates(raw)
     return json.loads(raw.decode("utf-8"), object_pairs_hook=object_pairs_hook)
+
+
+def _check_surrogates(raw: bytes) -> None:
+    """Refuse escapes of half a character: Python makes a text of them that no file can hold."""
+    if _SURROGATE.search(raw):
+        # an escaped backslash begins no other escape
+        found = _SURROGATE.search(_SURROGATE_PAIR.sub(b" ", raw.replace(b"\\\\", b" ")))
+        if found:
+            raise ValueError(f"{found[0].decode()} is half a character, not valid Unicode")
 
 
 def _check_structure(raw: bytes, most_parts: int) -> None:

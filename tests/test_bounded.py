@@ -59,6 +59,26 @@ def test_depth(sign: tuple[str, str]) -> None:
         parse_json(nested(MAX_DEPTH + 1))
 
 
+@pytest.mark.parametrize("where", ['"{}"', '["{}"]', '{{"{}": 1}}', r'"\\{}\""'])
+def test_half_a_character_is_refused(where: str) -> None:
+    """Each of these is JSON for Python, and no text that a file can hold."""
+    for half in (r"\ud800", r"\uDFff", r"\ud800\ud800\udc00", r"\udc00\ud800", r"\ud800 \udc00", r"\uD83Dx"):
+        raw = where.format(half).encode()
+        json.loads(raw)
+        with pytest.raises(ValueError, match=r"\\u.... is half a character"):
+            parse_json(raw)
+    for whole in (
+        r"\ud83d\ude00",
+        r"\uD83D\uDE00x\ud83d\ude00",
+        r"\\ud800",
+        r"\ud7ff",
+        r"\uE000",
+        r"\\\\uD83D",
+    ):
+        raw = where.format(whole).encode()
+        assert parse_json(raw) == json.loads(raw)
+
+
 @given(st.binary(max_size=60))
 def test_noise_is_a_value_error(raw: bytes) -> None:
     try:

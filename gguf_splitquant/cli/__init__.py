@@ -9,6 +9,7 @@ interrupted, 143 terminated.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader (head, less) has gone: silence the interpreter's own flush at exit too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # whatever looks at it first; the path can be that of any option
+        known = SplitQuantError(str(error.filename)[:200], str(error.strerror), "give a shorter path")
+        print(f"error: {known}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

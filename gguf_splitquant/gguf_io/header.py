@@ -28,13 +28,13 @@ _VERSIONS = (2, 3)
 _MAX_DIMENSIONS = 4
 """``GGML_MAX_DIMS`` (ggml.h)."""
 
-# An entry costs up to forty times its own bytes: the limits stand before anything is kept. All are ten or
-# more times what the largest published files have.
+# An entry costs up to forty times its own bytes: the limits stand before anything is kept. Those on
+# bytes and numbers of entries are ten or more times what the largest published files have.
 _MAX_HEADER_BYTES = 256 << 20
 _MAX_PAIRS = 10_000
 _MAX_TENSORS = 500_000
-_MAX_ITEMS = 16_000_000
-"""Of an array: a vocabulary, or its merges."""
+_MAX_ITEMS = 6_000_000
+"""Of all arrays together: four times the largest vocabulary with its scores, kinds and merges."""
 _MAX_NAME = 1024
 """Of a tensor or key; llama.cpp takes 63 and 65,535."""
 
@@ -197,6 +197,7 @@ class HeaderWalker:
         self._path = path
         self._data = data
         self._at = 0
+        self._array_items = 0
 
     def begin(self) -> tuple[int, int]:
         """Step over the first fields: the numbers of tensors and of key-value pairs."""
@@ -308,8 +309,10 @@ class HeaderWalker:
         kind, length = self._type(), self._number("<Q")
         if kind is GGUFValueType.ARRAY:
             raise self._damaged(f"{key[:200]} is an array of arrays")
-        if length > _MAX_ITEMS:
-            raise self._damaged(f"{key[:200]} has {length} items, and {_MAX_ITEMS} is the most that is read")
+        self._array_items += length
+        if self._array_items > _MAX_ITEMS:
+            cause = f"{key[:200]} has {length} items, {self._array_items} with those of the arrays before"
+            raise self._damaged(f"{cause}, and {_MAX_ITEMS} is the most that is read")
         return kind, length
 
     def _type(self) -> GGUFValueType:

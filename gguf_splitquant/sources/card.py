@@ -13,9 +13,12 @@ import yaml
 
 from ..bounded import MAX_DEPTH, MiB, read_text
 from ..errors import CheckpointError
+from .config import is_text, shown
 
 _MAX_CARD, _MAX_HEAD = 16 * MiB, MiB // 2
 _MAX_VALUES = 200_000
+_VALUE_CHARACTERS = 100
+"""Of a text: as many more count as another value."""
 
 
 def check_card(path: Path) -> None:
@@ -38,7 +41,9 @@ def check_card(path: Path) -> None:
 
 
 def _check_values(head: str) -> None:
-    """Raise ValueError for more values than :data:`_MAX_VALUES` once every alias is written out."""
+    """Raise ValueError for more values than :data:`_MAX_VALUES` once every alias is written out, and for one
+    that is not valid Unicode.
+    """
     root = yaml.compose(head, Loader=yaml.SafeLoader)
     sizes: dict[int, int] = {}
 
@@ -48,9 +53,12 @@ def _check_values(head: str) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels, or in itself")
         if id(node) not in sizes:
+            if isinstance(node, yaml.ScalarNode) and not is_text(node.value):
+                raise ValueError(f"{shown(node.value)} is not valid Unicode")
             parts = node.value if isinstance(node, yaml.CollectionNode) else ()
             flat = itertools.chain.from_iterable(parts) if isinstance(node, yaml.MappingNode) else parts
-            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in flat)
+            text = 0 if parts else len(node.value) // _VALUE_CHARACTERS
+            sizes[id(node)] = 1 + text + sum(size(part, depth + 1) for part in flat)
         return sizes[id(node)]
 
     if size(root, 0) > _MAX_VALUES:

@@ -21,6 +21,9 @@ INDEX_NAME = "model.safetensors.index.json"
 
 _PICKLE_PATTERNS = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 
+_LONGEST_NAME = 255
+"""In bytes, on most file systems."""
+
 # tensor name endings that only quantized checkpoints have, and who writes them
 _QUANTIZED_SUFFIXES = {
     ".qweight": "GPTQ or AWQ",
@@ -197,8 +200,13 @@ def shards_of_index(path: Path) -> dict[str, str]:
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(path, "no map 'weight_map'", "download it again")
     for name, shard in shard_of.items():
-        # a bare name: neither a/b nor ../b, on any system
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or set(shard) & set("/\\:\0"):
+        # a bare name: neither a/b nor ../b, on any system, and not longer than systems take
+        if (
+            not isinstance(shard, str)
+            or not shard.endswith(".safetensors")
+            or set(shard) & set("/\\:\0")
+            or len(shard.encode("utf-8")) > _LONGEST_NAME
+        ):
             raise CheckpointError(
                 path,
                 f"{name[:200]} is in {str(shard)[:200]!r}, not a *.safetensors file of this folder",

@@ -44,6 +44,15 @@ def read_json_if_there(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def is_text(value: str) -> bool:
+    """Whether a file can hold ``value``; half a surrogate pair, an escape in some formats, it cannot."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(value: Any) -> str:
     """A value from a file as an error message shows it; what it holds over and over is not written out."""
     return repr(value[:80]) if isinstance(value, str) else repr(reprlib.repr(value)[:80])

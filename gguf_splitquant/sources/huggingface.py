@@ -12,7 +12,7 @@ from gguf import GGUFValue
 from ..errors import CheckpointError
 from .card import check_card
 from .checkpoint import Checkpoint, open_checkpoint
-from .config import read_json_if_there, shown
+from .config import is_text, read_json_if_there, shown
 from .families import FAMILIES, family_class
 from .model import SourceModel, SourceTensor
 
@@ -80,20 +80,32 @@ def _add_general(writer: gguf.GGUFWriter, checkpoint: Checkpoint, tensors: tuple
 def _check_values(metadata: dict[str, GGUFValue], folder: Path) -> None:
     """Model card and generation config can hold anything: refuse here what a writer could not store."""
     for key, value in metadata.items():
-        items = value.value if isinstance(value.value, list) else [value.value]
-        item_type = value.sub_type if value.type is gguf.GGUFValueType.ARRAY else value.type
-        if not all(_fits(item, item_type) for item in items):
+        array = value.type is gguf.GGUFValueType.ARRAY
+        items = value.value if array else [value.value]
+        item_type = value.sub_type or _type_of(items) if array else value.type
+        if item_type is None or not all(_fits(item, item_type) for item in items):
+            wanted = item_type.name.lower() if item_type else "list of one type"
             raise CheckpointError(
                 folder,
-                f"{key} would be {shown(value.value)}, not a {(item_type or value.type).name.lower()}",
-                "correct it in the model card (README.md), config.json or generation_config.json",
+                f"{key} would be {shown(value.value)}, not a {wanted}",
+                "correct it in README.md, config.json, generation_config.json or the folder's name",
             )
 
 
-def _fits(value: Any, value_type: gguf.GGUFValueType | None) -> bool:
+def _type_of(items: list[Any]) -> gguf.GGUFValueType | None:
+    """What gguf-py takes the items of an array for; None where they differ, or are no values."""
+    one_of_each = {type(item): item for item in items}.values()
+    try:
+        found = {gguf.GGUFValueType.get_type(item) for item in one_of_each}
+    except ValueError:
+        return None
+    return found.pop() if len(found) == 1 and gguf.GGUFValueType.ARRAY not in found else None
+
+
+def _fits(value: Any, value_type: gguf.GGUFValueType) -> bool:
     match value_type:
-        case gguf.GGUFValueType.STRING | None:
-            return isinstance(value, (str, bytes, int, float))
+        case gguf.GGUFValueType.STRING:
+            return is_text(value) if isinstance(value, str) else isinstance(value, bytes)
         case gguf.GGUFValueType.FLOAT32:
             return isinstance(value, (int, float)) and abs(value) <= _MAX_FLOAT32
         case gguf.GGUFValueType.UINT32:

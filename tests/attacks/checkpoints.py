@@ -113,10 +113,68 @@ def _hub_links(folder: Path) -> Path:
     return snapshot
 
 
+def _with_all(files: dict[str, bytes | str], missing: tuple[str, ...] = ()) -> Make:
+    """A sound checkpoint with several files replaced or added, and others removed."""
+
+    def make(folder: Path) -> Path:
+        write_checkpoint(folder)
+        for name in missing:
+            (folder / name).unlink()
+        for name, data in files.items():
+            (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+        return folder
+
+    return make
+
+
+def _old(name: str, content: bytes | str | None = None) -> Make:
+    """A byte-level tokenizer without tokenizer.json, and one file of it: without content, four terabytes."""
+    sound = {"vocab.json": '{"a":0,"b":1,"ab":2}', "merges.txt": "#version: 0.2\na b\n"}
+
+    def make(folder: Path) -> Path:
+        _with_all(sound, ("tokenizer.json",))(folder)
+        (folder / name).parent.mkdir(exist_ok=True)
+        if content is None:
+            _sparse(folder / name)
+        else:
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        return folder
+
+    return make
+
+
+def _sentence_pieces(*texts: bytes) -> bytes:
+    """A ``tokenizer.model`` of these pieces behind the unknown one, as protobuf has it."""
+    entries = [b"\x0a\x05<unk>\x18\x02"] + [b"\x0a" + bytes([len(text)]) + text for text in texts]
+    return b"".join(b"\x0a" + bytes([len(entry)]) + entry for entry in entries)
+
+
+def _pieces(name: str, content: str) -> Make:
+    """A checkpoint with a sound ``tokenizer.model``, and one file beside it."""
+    return _with_all({"tokenizer.model": _sentence_pieces(b"a", b"b"), name: content})
+
+
+def _decoder(key: str, content: str = "z") -> Make:
+    return _pieces("tokenizer_config.json", json.dumps({"added_tokens_decoder": {key: {"content": content}}}))
+
+
+def _folder(name: bytes) -> Make:
+    """A sound checkpoint whose folder, which stands in for the model's name, has this one."""
+
+    def make(folder: Path) -> Path:
+        return _with_all({"tokenizer.model": _sentence_pieces(b"a")})(folder / os.fsdecode(name))
+
+    return make
+
+
 _LAUGHS = "a0: &a0 [lol, lol]\n" + "\n".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}, *a{i}]" for i in range(30))
 _HEADS = {
     "aliases of aliases as a tag": (f"{_LAUGHS}\ntags: [*a30]", "more than 200,000 values"),
     "aliases of aliases as the base model": (f"{_LAUGHS}\nbase_model: *a30", "more than 200,000 values"),
+    "a long tag over and over": (
+        f"a: &a {'x' * 100_000}\ntags: [{', '.join(['*a'] * 60_000)}]",
+        "more than 200,000 values",
+    ),
     "an alias of itself": ("a: &a [*a]", "nested deeper than 100 levels"),
     "ten thousand brackets": ("a: " + "[" * 10_000, "README.md: the model card cannot be read"),
     "a megabyte": ("a: [" + "1," * 500_000 + "]", "its head has 1,000,0.. characters"),
@@ -125,6 +183,13 @@ _HEADS = {
     "a number that is none": ("name: !!float x", "README.md"),
     "a Python object": ("name: !!python/object/apply:os.system [id]", "determine a constructor"),
     "a list as a key": ("? [1]\n: 2", "README.md"),
+    "a number as the name": ("model_name: 5", "general.name would be '5', not a string"),
+    "a list as the name": ("model_name: [a, b]", "general.name would be .*, not a string"),
+    "tags of two types": ("tags: [a, 1]", "general.tags would be .*, not a list of one type"),
+    "tags in a list": ("tags: [[a]]", "general.tags would be .*, not a list of one type"),
+    "a tag of twenty digits": (f"tags: [{'9' * 20}]", "general.tags would be .*, not a int32"),
+    "a name of half a character": (r'model_name: "a\ud800"', r"'a\\ud800' is not valid Unicode"),
+    "a tag of half a character": (r'tags: [a, "\udfff"]', "is not valid Unicode"),
 }
 
 _BPE: dict[str, Any] = {
@@ -255,10 +320,21 @@ ATTACKS = [
     Attack(
         "terminal codes", _config(architectures=["\x1b]0;owned\x07"]), r"architecture \?\]0;owned\? is not"
     ),
+    Attack(
+        "a name of half a character",
+        _config(_name_or_path="org/a\ud800"),
+        r"config.json: .*ud800 is half a character, not valid Unicode",
+    ),
+    Attack("a folder that is not UTF-8", _folder(b"m\xff\xfe"), "general.name would be .*the folder's name"),
     # the index
     *(
         Attack(f"index names {name!r}", _shard(name), "not a .*safetensors file of this folder")
         for name in ("../outside.safetensors", "/etc/passwd", "a/../../outside.safetensors", "", 7)
+    ),
+    Attack(
+        "index names a file of 5000 letters",
+        _shard("a" * 5000 + ".safetensors"),
+        "not a .*safetensors file of this folder",
     ),
     Attack("index without end", _special("model.safetensors.index.json", _endless), ""),
     Attack("every file a link, as in the hub's cache", _hub_links, ""),
@@ -286,5 +362,62 @@ ATTACKS = [
         "tokenizer.model of a length without end",
         _with("tokenizer.model", b"\x0a\xff\xff\xff\xff\x07" + b"a" * 99),
         "SentencePiece",
+    ),
+    Attack(
+        "tokenizer.model of four terabytes", _special("tokenizer.model", _sparse), "longer than 16,777,216"
+    ),
+    Attack(
+        "tokenizer.model of eight million pieces",
+        _with("tokenizer.model", b"\x0a\x00" * (8 << 20)),
+        "SentencePiece",
+    ),
+    Attack(
+        "tokenizer.model with a piece that is not UTF-8",
+        _with("tokenizer.model", _sentence_pieces(b"a", b"\xff\xfe")),
+        "tokenizer.model: token 2 is not UTF-8",
+    ),
+    Attack("tokenizer.model that is sound", _with("tokenizer.model", _sentence_pieces(b"a", b"b")), ""),
+    # added tokens
+    Attack(
+        "added token of half a character", _pieces("added_tokens.json", r'{"\ud800x": 5}'), "added_tokens"
+    ),
+    Attack(
+        "listed token of half a character", _decoder("5", "\ud800"), "tokenizer_config.json: .*half a char"
+    ),
+    Attack("listed token of 28 digits", _decoder("0" * 20 + "99999999"), "has an entry '00000"),
+    Attack("listed token of 5001 digits", _decoder("0" * 5000 + "5"), "has an entry '00000"),
+    # chat templates
+    *(
+        Attack(f"half a character in {where}", _pieces(name, json.dumps({"chat_template": template})), name)
+        for where, name, template in (
+            ("a chat template", "tokenizer_config.json", "a\ud800"),
+            ("a template's name", "tokenizer_config.json", [{"name": "\ud800", "template": "a"}]),
+            ("the template's file", "chat_template.json", "a\udfff"),
+        )
+    ),
+    # what transformers reads
+    *(
+        Attack(
+            f"{name} of four terabytes", _old(name), f"{name}: (has 4,398,046,511,104 bytes|.*longer than)"
+        )
+        for name in (
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "vocab.json",
+            "merges.txt",
+            "vocab.txt",
+            "chat_template.jinja",
+            "additional_chat_templates/tool.jinja",
+        )
+    ),
+    Attack(
+        "vocab.json of lists", _old("vocab.json", '{"a":[' + "[]," * 2_500_000 + "0]}"), "2,000,000 parts"
+    ),
+    Attack("vocab.json nested deep", _old("vocab.json", '{"a":' * 5000), "nested deeper than 100 levels"),
+    Attack(
+        "half a character in special_tokens_map.json",
+        _old("special_tokens_map.json", r'{"bos_token": "\ud800"}'),
+        "special_tokens_map.json: .*half a character",
     ),
 ]

@@ -16,6 +16,7 @@ CORPUS: dict[str, list[Attack]] = {
     "inspect": gguf_files.ATTACKS,
     "imatrix": other_files.IMATRICES,
     "plan": other_files.PLANS,
+    "recipe": other_files.RECIPES,
     "results": other_files.RESULTS,
     "template": other_files.TEMPLATES,
 }

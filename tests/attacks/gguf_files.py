@@ -133,6 +133,10 @@ _FILES: dict[str, tuple[bytes, str]] = {
         _pairs(pair("a", ARRAY, array(STRING, bytes(160_000_000), 20_000_000))),
         "a has 20000000 items",
     ),
+    "more items in all arrays than any vocabulary has": (
+        _pairs(*(pair(key, ARRAY, array(U8, bytes(4_000_000), 4_000_000)) for key in ("a", "b"))),
+        "b has 4000000 items, 8000000 with those of the arrays before, and 6000000 is the most",
+    ),
     "a hundred megabytes of tensors": (
         Raw(
             tensors=(),

@@ -85,12 +85,50 @@ PLANS = [
         "a type that is none": (_q(["Q4_99", 256]), "not a plan"),
         "a type that cannot be written": (_q(["I32", 256]), "I32 is not one of"),
         "three parts of a piece": (_q(["Q4_0", 256, 1]), "not a plan"),
+        "a prediction of 400 digits": (
+            json.dumps({"format": 1, "weights": _WEIGHTS, "predicted_kld": 10**400}).encode(),
+            "not a plan: OverflowError",
+        ),
         "another format": (json.dumps({"format": [1], "weights": {}}).encode(), "not a plan: ValueError"),
         "weights in a list": (json.dumps({"format": 1, "weights": [1]}).encode(), "not a plan: AttributeErr"),
         "a weight that is not there": (
             _plan(**{"../../x": [["Q4_0", 1]]}),
             "../../x is missing in the model",
         ),
+    }.items()
+]
+
+_NO_TARGET = {"layout": "stock", "qtype": "Q4_0"}
+
+
+def _recipe(**fields: Any) -> bytes:
+    return json.dumps({**_NO_TARGET, **fields}).encode()
+
+
+def _pattern(pattern: str) -> bytes:
+    return _recipe(tensor_types=[[pattern, "Q8_0"]])
+
+
+RECIPES = [
+    Attack(name, content(data, "recipe.json"), error)
+    for name, (data, error) in {
+        "nothing": (b"", "recipe: not JSON"),
+        "nested deep": (b"[" * 100_000, "nested deeper than 100 levels"),
+        "ten million lists": (b"[" + b"[]," * 10_000_000 + b"0]", "longer than 1,048,576 bytes"),
+        "a target of 400 digits": (_recipe(qtype="", target_bpw=10**400), "bits per weight"),
+        "a target of 300 digits": (_recipe(qtype="", target_bpw=1e300), "1e[+]300 bits per weight"),
+        "a size of 400 digits": (_recipe(qtype="", target_size=10**400), "0 bytes; choose a size"),
+        "true clusters": (_recipe(k=True), "damaged: k is 'True'"),
+        "a type in a list": (_recipe(embedding=["Q8_0"]), "damaged: embedding is"),
+        "half a surrogate": (_recipe(embedding="\ud800"), "half a character"),
+        "a pattern that backtracks": (_pattern("(.|.|.|.)+[!?]"), "takes longer than 10 seconds for"),
+        "a pattern of nested repeats": (_pattern("((a|b){65000}){65000}"), "repeats more than 1,000 times"),
+        "empty groups": (_pattern("(){9999}"), "repeats more than 1,000 times"),
+        "a pattern without end": (_pattern("a{99999999999999}"), "repeats more than 1,000 times"),
+        "a pattern in a pattern": (_pattern("(?R)*"), "unknown extension"),
+        "a long pattern": (_pattern("a" * 100_000), "has 100,000 characters"),
+        "nested groups": (_pattern("(" * 5000 + ")" * 5000), "has 10,000 characters"),
+        "250 nested groups": (_pattern("(" * 250 + ")" * 250), ""),
     }.items()
 ]
 

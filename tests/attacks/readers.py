@@ -6,6 +6,7 @@ takes only that process with it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import sys
@@ -14,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gguf_splitquant.calibration.imatrix import read_imatrix
+from gguf_splitquant.cli import verify as verify_command
 from gguf_splitquant.cli.inspect import describe, render
 from gguf_splitquant.errors import SplitQuantError
 from gguf_splitquant.evaluation.contents import read_contents
 from gguf_splitquant.gguf_io.header import read_header
+from gguf_splitquant.gguf_io.layout import build_layout
 from gguf_splitquant.gguf_io.pairs import read_pairs
 from gguf_splitquant.planning.refined import read_plan
 from gguf_splitquant.publishing.model_card import model_card, read_results
@@ -26,6 +29,7 @@ from gguf_splitquant.runtime.chat_template import ChatTemplate
 from gguf_splitquant.runtime.template_process import TEMPLATES
 from gguf_splitquant.sources import open_model
 from gguf_splitquant.sources.safetensors import SafetensorsFile
+from gguf_splitquant.verification import read_recipe, verify
 from tests.sample_models import small_model
 
 ADDRESS_SPACE = 6 << 30
@@ -42,9 +46,11 @@ def read_safetensors(path: Path) -> None:
 
 
 def read_source(path: Path) -> None:
-    """A checkpoint or a GGUF file, as ``convert`` opens it, with its weights."""
-    for tensor in open_model(path, allow_requantize=True).tensors:
+    """A checkpoint or a GGUF file, as ``convert`` opens it, with its weights; and the header of a copy."""
+    model = open_model(path, allow_requantize=True)
+    for tensor in model.tensors:
         tensor.read()
+    build_layout(model.architecture, model.metadata, ())
 
 
 def inspect(path: Path) -> None:
@@ -82,6 +88,21 @@ def plan(path: Path) -> None:
     read_plan(path, small_model(), _SPLIT, None)
 
 
+def recipe(path: Path) -> None:
+    """A recipe as files store it, and the types that it wants."""
+    read = Recipe.from_json(path.read_text(encoding="utf-8", errors="replace"))
+    for tensor in small_model().tensors:
+        read.fixed_type(tensor.name)
+    assert Recipe.from_json(read.to_json()) == read
+
+
+def verified(path: Path) -> None:
+    """A file that says that it was made from a small model."""
+    found = verify(read_recipe(path), small_model(), seed=0, threads=1)
+    json.dumps(dataclasses.asdict(found))
+    verify_command.render(found)
+
+
 def results(path: Path) -> None:
     """What an evaluation measured, for a model card."""
     read_results(path)
@@ -103,6 +124,8 @@ READERS: dict[str, Callable[[Path], None]] = {
         header_and_pairs,
         imatrix,
         plan,
+        recipe,
+        verified,
         results,
         template,
     )

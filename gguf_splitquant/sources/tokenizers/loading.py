@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from ...errors import TokenizerError
 from ..config import read_json, read_json_if_there
 from .growth import check_growth
+from .sizes import check_files
 from .special import KINDS
 
 _DOWNLOAD_AGAIN = "download the tokenizer's files again"
@@ -138,6 +139,7 @@ def _auto_tokenizer(folder: Path) -> Any:
         raise TokenizerError(
             folder, "neither tokenizer.model, tokenizer.json nor vocab.json", "download the tokenizer's files"
         )
+    check_files(folder)
     from transformers import AutoTokenizer
 
     try:

@@ -11,6 +11,7 @@ from sentencepiece import SentencePieceProcessor
 
 from ...errors import TokenizerError
 from ..config import read_json_if_there
+from .sizes import read_model
 from .special import read_special_tokens
 from .token_types import looks_special, plain_spaces
 
@@ -31,12 +32,13 @@ def add_sentencepiece(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, *, ph
     Raises:
         TokenizerError: the model or a list of added tokens is damaged.
     """
-    model = _load(folder / "tokenizer.model")
+    path = folder / "tokenizer.model"
+    model = _load(path)
     tokens = [f"[PAD{i}]".encode() for i in range(n_vocab)]
     scores = [_UNUSED_SCORE] * n_vocab
     types = [TokenType.UNUSED] * n_vocab
     for token in range(min(model.vocab_size(), n_vocab)):
-        tokens[token] = model.IdToPiece(token).encode("utf-8")
+        tokens[token] = _piece(path, model, token)
         scores[token] = model.GetScore(token)
         types[token] = _type(model, token)
 
@@ -63,15 +65,24 @@ def add_sentencepiece(writer: gguf.GGUFWriter, folder: Path, n_vocab: int, *, ph
 
 def _load(path: Path) -> Any:
     model = SentencePieceProcessor()
+    content = read_model(path)
     try:
-        model.LoadFromFile(str(path))
-    except (RuntimeError, OSError) as error:
+        model.LoadFromSerializedProto(content)
+    except RuntimeError as error:
         raise TokenizerError(
             path,
             "not a SentencePiece model",
             "download it again, or remove it if the checkpoint's tokenizer is tokenizer.json",
         ) from error
     return model
+
+
+def _piece(path: Path, model: Any, token: int) -> bytes:
+    try:
+        piece: str = model.IdToPiece(token)
+        return piece.encode("utf-8")
+    except UnicodeError as error:
+        raise TokenizerError(path, f"token {token} is not UTF-8", "download it again") from error
 
 
 def _type(model: Any, token: int) -> TokenType:
@@ -97,14 +108,14 @@ def _decoder_tokens(path: Path, n_vocab: int) -> list[tuple[str, int, bool]]:
         raise TokenizerError(path, "added_tokens_decoder is not an object", "download it again")
     found = []
     for key, entry in added.items():
-        if not key.isascii() or not key.isdigit() or not isinstance(entry, dict):
+        if not (key.isascii() and key.isdigit() and len(key) <= 20 and isinstance(entry, dict)):
             raise TokenizerError(path, f"added_tokens_decoder has an entry {key[:60]!r}", "download it again")
         content = entry.get("content")
         if not isinstance(content, str):
             raise TokenizerError(
                 path, f"added_tokens_decoder: token {key[:60]} has no content", "download it again"
             )
-        if _is_id(path, int(key[:20]), n_vocab):
+        if _is_id(path, int(key), n_vocab):
             found.append((content, int(key), bool(entry.get("special"))))
     return found
 
