@@ -1,18 +1,20 @@
 """The one description of how a file is made: frozen, serializable, stored in the file it made.
 
-A recipe and a checkpoint determine the output, so ``splitquant.recipe`` in a file is enough to make it again.
+A recipe and a checkpoint determine the output, so ``splitquant.recipe`` in a file is enough to make it again:
+all but the types that a user edited in a plan, which the file's tensors have.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import re
 from dataclasses import dataclass
+from functools import cached_property
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from .errors import RecipeError
+from .type_patterns import TypePatterns
 
 Layout = Literal["float", "value", "split", "stock"]
 Granularity = Literal["tensor", "row", "block"]
@@ -42,6 +44,20 @@ REFINED_TYPES = (
 
 STOCK_TYPES = (*GGML_TYPES, *REFINED_TYPES)
 """Types of the refined layouts."""
+
+_MOST_BPW = 32
+_MOST_SIZE = 2**63 - 1
+_MOST_JSON_BYTES = 1 << 20
+_STORED_AS: dict[str, tuple[type, ...]] = {
+    "target_bpw": (int, float, NoneType),
+    "target_size": (int, NoneType),
+    "tensor_types": (list,),
+    "avoid": (list,),
+    "k": (int,),
+    "bits": (int,),
+    "split_head": (bool,),
+}
+"""What JSON makes of the fields that are no texts."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +126,8 @@ class Recipe:
                 raise RecipeError("type", f"{qtype!r} is not one of {', '.join(STOCK_TYPES)}")
             if qtype in self.avoid:
                 raise RecipeError("type", f"{qtype} is one that is to be avoided", "choose another type")
-        for pattern, _ in self.tensor_types:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise RecipeError(
-                    "tensor type", f"{pattern!r} is not a regular expression: {error}"
-                ) from error
+        if self.tensor_types:
+            _ = self._patterns
         self._check_target()
 
     def _check_target(self) -> None:
@@ -129,9 +140,9 @@ class Recipe:
             raise RecipeError("target", "give exactly one of bits per weight, a file size, and a type")
         if self.qtype and self.layout == "split":
             raise RecipeError("type", "the split layout has more than one", "give a target, or choose stock")
-        if self.target_bpw is not None and not (math.isfinite(self.target_bpw) and self.target_bpw > 0):
+        if self.target_bpw is not None and not 0 < self.target_bpw <= _MOST_BPW:
             raise RecipeError("target", f"{self.target_bpw} bits per weight", "choose 2.7 to 8.5")
-        if self.target_size is not None and self.target_size <= 0:
+        if self.target_size is not None and not 0 < self.target_size <= _MOST_SIZE:
             raise RecipeError("target", f"{self.target_size} bytes", "choose a size, such as 4GiB")
 
     @property
@@ -141,8 +152,12 @@ class Recipe:
 
     def fixed_type(self, weight: str) -> str:
         """The type that the user wants for a weight; empty: the planner's choice."""
-        found = (qtype for pattern, qtype in self.tensor_types if re.search(pattern, weight))
-        return next(found, self.qtype)
+        found = self._patterns.type_of(weight) if self.tensor_types else None
+        return self.qtype if found is None else found
+
+    @cached_property
+    def _patterns(self) -> TypePatterns:
+        return TypePatterns(self.tensor_types)
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys: the same recipe is always the same text."""
@@ -151,19 +166,31 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         """The recipe that :meth:`to_json` wrote. Raises RecipeError on anything else."""
+        # with numpy, which the options of the command line do without
+        from .bounded import parse_json
+
         try:
-            fields: Any = json.loads(text)
+            raw = text.encode("utf-8")
+            if len(raw) > _MOST_JSON_BYTES:
+                raise ValueError(f"longer than {_MOST_JSON_BYTES:,} bytes")
+            fields: Any = parse_json(raw)
         except ValueError as error:
             raise RecipeError("recipe", f"not JSON: {error}") from error
         known = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or set(fields) - known:
             raise RecipeError("recipe", "has fields that this version does not know", "use a newer version")
-        try:
-            fields["tensor_types"] = tuple((str(p), str(t)) for p, t in fields.get("tensor_types", ()))
-            fields["avoid"] = tuple(str(t) for t in fields.get("avoid", ()))
-            return cls(**fields)
-        except (TypeError, ValueError) as error:
-            raise RecipeError("recipe", f"damaged: {error}") from error
+        for name, value in fields.items():
+            # exactly: True would be 1
+            if type(value) not in _STORED_AS.get(name, (str,)):
+                raise RecipeError("recipe", f"damaged: {name} is {str(value)[:60]!r}")
+        pairs = fields.get("tensor_types", ())
+        if not all(isinstance(p, list) and [type(part) for part in p] == [str, str] for p in pairs):
+            raise RecipeError("recipe", "damaged: tensor_types are not pairs of texts")
+        fields["tensor_types"] = tuple((pattern, qtype) for pattern, qtype in pairs)
+        fields["avoid"] = tuple(fields.get("avoid", ()))
+        if not all(isinstance(qtype, str) for qtype in fields["avoid"]):
+            raise RecipeError("recipe", "damaged: avoid has what is no text")
+        return cls(**fields)
 
 
 RECIPES: dict[str, Recipe] = {

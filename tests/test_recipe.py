@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_splitquant import type_patterns
 from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.recipe import RECIPES, Recipe
 
@@ -42,6 +43,9 @@ def test_json_round_trip(recipe: Recipe) -> None:
         {"layout": "value", "target_bpw": 4.5},
         {"layout": "split", "target_bpw": 4.5, "tensor_types": (("(", "Q8_0"),)},
         {"layout": "split", "target_bpw": 4.5, "embedding": "Q9"},
+        {"layout": "split", "target_bpw": 1e300},
+        {"layout": "split", "target_bpw": 10**400},
+        {"layout": "split", "target_size": 10**400},
     ],
 )
 def test_refuses_nonsense(fields: dict[str, object]) -> None:
@@ -49,10 +53,45 @@ def test_refuses_nonsense(fields: dict[str, object]) -> None:
         Recipe(**fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"rank": 4}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{", '{"rank": 4}', "[" * 100_000, '{"k": true}', '{"bits": 4.0}', '{"layout": null}'),
+        *('{"split_head": 1}', '{"avoid": "Q8_0"}', '{"avoid": [[]]}', '{"tensor_types": [["a"]]}'),
+        *('{"tensor_types": ["ab"]}', '{"tensor_types": [["a", 1]]}', '"' + " " * (1 << 20) + '"'),
+    ],
+)
 def test_refuses_foreign_json(text: str) -> None:
     with pytest.raises(RecipeError, match="recipe"):
         Recipe.from_json(text)
+
+
+def with_pattern(pattern: str) -> Recipe:
+    return Recipe(layout="stock", qtype="Q4_0", tensor_types=((pattern, "Q8_0"),))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error"),
+    [
+        ("(", "is not a regular expression: missing \\)"),
+        ("(?R)", "is not a regular expression: unknown extension"),
+        ("a{99999999999999}", "repeats more than 1,000 times"),
+        ("((a|b){999}){999}", "repeats more than 1,000 times"),
+        ("(){9999}", "repeats more than 1,000 times"),
+        ("(" * 249 + "*" + ")" * 249, "is not a regular expression: "),
+        ("(" * 5000 + ")" * 5000, "has 10,000 characters, and 500 is the most"),
+    ],
+)
+def test_patterns_have_limits(pattern: str, error: str) -> None:
+    with pytest.raises(RecipeError, match=error):
+        with_pattern(pattern)
+
+
+@pytest.mark.timeout(60)
+def test_patterns_do_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type_patterns, "_SECONDS", 0.2)
+    with pytest.raises(RecipeError, match=r"\+\[!\?\]' takes longer than .* for blk.0.attn_v"):
+        with_pattern("(.|.|.|.)+[!?]").fixed_type("blk.0.attn_v.weight")
 
 
 def test_the_first_expression_that_finds_a_weight_decides() -> None:

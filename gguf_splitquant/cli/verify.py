@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="so many, at random (default: one of every kind of layer, which are always among them)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the sample (default: another each time)")
     parser.add_argument(
         "--calibration-text", type=Path, metavar="FILE", help="the one that the file was made with"
     )
@@ -91,7 +91,9 @@ def _verify(model: SourceModel, stored: StoredRecipe, args: argparse.Namespace) 
 
 def render(found: Verification) -> str:
     """The result for people: what was compared, and what differs."""
-    what = f"{len(found.checked)} of {found.of} tensors made again ({found.compared_bytes:,} bytes), metadata"
+    seed = "" if found.seed is None else f", --seed {found.seed}"
+    made = f"{len(found.checked)} of {found.of} tensors made again"
+    what = f"{made} ({found.compared_bytes:,} bytes{seed}), metadata"
     if found.matches:
         return f"match: {what}"
     lines = [f"  {difference}" for difference in found.differences]

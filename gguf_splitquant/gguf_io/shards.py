@@ -118,11 +118,12 @@ def _build(
 ) -> FileLayout:
     pairs = dict(metadata_of(number, {output.name for output in groups[number]}))
     if len(groups) > 1:
-        pairs |= _shard_pairs(number, len(groups), sum(map(len, groups)))
+        pairs |= shard_pairs(number, len(groups), sum(map(len, groups)))
     return build_layout(architecture, pairs, groups[number])
 
 
-def _shard_pairs(number: int, count: int, n_tensors: int) -> dict[str, GGUFValue]:
+def shard_pairs(number: int, count: int, n_tensors: int) -> dict[str, GGUFValue]:
+    """What shard ``number`` (from 0) says of itself as such."""
     return {
         Keys.Split.LLM_KV_SPLIT_NO: GGUFValue(number, GGUFValueType.UINT16),
         Keys.Split.LLM_KV_SPLIT_COUNT: GGUFValue(count, GGUFValueType.UINT16),

@@ -6,6 +6,7 @@ import random
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +15,22 @@ from ..planning.plan import TensorPlan
 from ..sources.reading import PositionedFile
 
 _NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as the recipe makes it.
+
+    Attributes:
+        subject: a tensor, ``metadata KEY``, or a file.
+        cause: how it differs.
+    """
+
+    subject: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.cause}"
 
 
 class Comparing:

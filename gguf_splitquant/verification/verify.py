@@ -7,48 +7,26 @@ nothing is planned again; only the weights that are looked at are read and quant
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from gguf import GGUFValue
 
 from .. import __version__
 from ..conversion import Conversion
 from ..errors import VerificationError
 from ..file_plan import calibration_of, plan_file
 from ..gguf_io.header import GGUFHeader, TensorEntry
-from ..gguf_io.layout import build_layout
-from ..gguf_io.metadata import KEY_QUANTIZED_BY, KEY_QUANTIZED_TENSORS, KEY_RELATIVE_ERROR, file_metadata
-from ..gguf_io.pairs import read_pairs
+from ..gguf_io.metadata import KEY_RELATIVE_ERROR, errors_in
 from ..planning.curves import InputStatistics
-from ..planning.plan import OutputTensor, make_plan
+from ..planning.plan import OutputTensor, Plan, make_plan
+from ..planning.refined import RefinedPlan
 from ..progress import SILENT, Progress
 from ..sources.model import SourceModel
-from .comparing import Comparing, sample_of
+from .comparing import Comparing, Difference, sample_of
+from .headers import header_differences
 from .stored import StoredRecipe
-
-_OF_SHARDS = "split."
-_OF_THE_HUB = "general.source."
-_ALIGNMENT = 32
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Something that is not as the recipe makes it.
-
-    Attributes:
-        subject: a tensor, ``metadata KEY``, or a file.
-        cause: how it differs.
-    """
-
-    subject: str
-    cause: str
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.cause}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +37,7 @@ class Verification:
         checked: weights that were made again, under their standard names.
         of: how many the model has.
         compared_bytes: bytes of tensors that were compared.
+        seed: of the sample; None: all were compared.
         differences: empty if all that was looked at is right.
         notes: what a reader should know, as sentences.
     """
@@ -66,6 +45,7 @@ class Verification:
     checked: tuple[str, ...]
     of: int
     compared_bytes: int
+    seed: int | None
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
 
@@ -81,13 +61,14 @@ def verify(
     *,
     statistics: InputStatistics | None = None,
     tensors: int | None = 0,
-    seed: int = 0,
+    seed: int | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Verification:
     """Compare a file with what its recipe makes of ``model``.
 
-    Metadata, the list of tensors and the channel orders are compared as a whole; of the weights a sample.
+    Metadata, the list of tensors, the channel orders and the padding are compared as a whole; of the weights
+    a sample.
 
     Args:
         stored: the file (:func:`.stored.read_recipe`).
@@ -95,7 +76,7 @@ def verify(
         statistics: of layer inputs, where the recipe uses any.
         tensors: so many weights at least, one of every kind of layer always among them; None: all of them,
             and the plan too.
-        seed: of the sample.
+        seed: of the sample; None: another one each time.
         threads: None is all cores.
         progress: told of every slab.
 
@@ -119,12 +100,15 @@ def verify(
         )
     if calibration and not stored.calibration:
         notes.append("the file does not record its statistics: if they were others, weights differ")
-    several = len(stored.header.shards) > 1
-    first = {entry.name for entry in stored.header.tensors if entry.file == path} if several else None
-    metadata = file_metadata(model, plan, {}, stored.calibration, 0, first)
-    differences = [*_list_differences(plan.outputs, stored.header.tensors), *_size_differences(stored)]
-    differences += _metadata_differences(model.architecture, metadata, stored.pairs, notes)
-    chosen = sample_of(plan.tensors, tensors, seed)
+    if refined is not None:
+        notes += _target_notes(stored, plan, refined)
+    differences = _list_differences(plan.outputs, stored.header.tensors)
+    differences += header_differences(model, plan, stored, notes)
+    if tensors is None:
+        seed = None
+    elif seed is None:
+        seed = secrets.randbelow(1 << 32)
+    chosen = sample_of(plan.tensors, tensors, seed or 0)
     if tensors is None and stored.recipe.refined and not stored.recipe.qtype:
         _, _, planned = plan_file(model, stored.recipe, statistics=statistics, progress=progress)
         if planned is not None and refined is not None and dict(planned.pieces) != dict(refined.pieces):
@@ -145,7 +129,7 @@ def verify(
     ]
     differences += _error_differences(work.relative_errors, stored.header)
     checked = tuple(t.source.name for t in whole)
-    return Verification(checked, len(plan.tensors), sink.compared, tuple(differences), tuple(notes))
+    return Verification(checked, len(plan.tensors), sink.compared, seed, tuple(differences), tuple(notes))
 
 
 def _list_differences(wanted: Sequence[OutputTensor], found: Sequence[TensorEntry]) -> list[Difference]:
@@ -167,61 +151,36 @@ def _list_differences(wanted: Sequence[OutputTensor], found: Sequence[TensorEntr
     return differences
 
 
-def _size_differences(stored: StoredRecipe) -> list[Difference]:
-    """Files that go on behind their last tensor."""
-    ends: dict[Path, int] = {}
-    for entry in stored.header.tensors:
-        ends[entry.file] = max(ends.get(entry.file, 0), entry.offset + entry.nbytes)
-    found = []
-    for path, end in ends.items():
-        extra = path.stat().st_size - -(-end // _ALIGNMENT) * _ALIGNMENT
-        if extra > 0:
-            found.append(Difference(path.name, f"has {extra:,} bytes behind its last tensor"))
-    return found
-
-
-def _metadata_differences(
-    architecture: str,
-    metadata: Mapping[str, GGUFValue],
-    pairs: Mapping[str, GGUFValue],
-    notes: list[str],
-) -> list[Difference]:
-    """Keys that are missing, too many, or have another value. Errors of weights are compared elsewhere."""
-    # written and read again: numbers are then what their type makes of them
-    with tempfile.TemporaryDirectory(prefix="gguf-splitquant-") as folder:
-        path = Path(folder) / "header.gguf"
-        path.write_bytes(build_layout(architecture, metadata, ()).header)
-        wanted = read_pairs(path)
-    found = {key: value for key, value in pairs.items() if not key.startswith(_OF_SHARDS)}
-    differences = []
-    for key in dict.fromkeys([*wanted, *found]):
-        if key in (KEY_QUANTIZED_BY, KEY_RELATIVE_ERROR):
-            continue
-        if key not in wanted and key.startswith(_OF_THE_HUB):
-            notes.append(f"{key} is {found[key].value!r}, which the source does not say: not verified")
-        elif key not in wanted:
-            differences.append(Difference(f"metadata {key}", "is in the file only"))
-        elif key not in found:
-            differences.append(Difference(f"metadata {key}", "is not in the file"))
-        elif wanted[key] != found[key]:
-            shown = (str(pair[key].value)[:60] for pair in (found, wanted))
-            differences.append(Difference(f"metadata {key}", "is {!r} in the file, not {!r}".format(*shown)))
-    return differences
-
-
 def _error_differences(errors: Mapping[str, float], header: GGUFHeader) -> list[Difference]:
     """Recorded errors of the weights that were made again: each file has those of its own weights."""
     recorded: dict[str, float] = {}
     for metadata in (header.metadata, *header.further_metadata):
-        names, figures = (metadata.get(key, ()) for key in (KEY_QUANTIZED_TENSORS, KEY_RELATIVE_ERROR))
-        if len(names) != len(figures):
-            return [Difference(f"metadata {KEY_RELATIVE_ERROR}", "does not have one figure for each weight")]
-        recorded |= {name: float(figure) for name, figure in zip(names, figures, strict=True)}
+        recorded |= errors_in(metadata)
     return [
         Difference(f"metadata {KEY_RELATIVE_ERROR}", f"is {recorded[name]:.6g} for {name}, not {error:.6g}")
         for name, error in errors.items()
         if name in recorded and np.float32(recorded[name]) != np.float32(error)
     ]
+
+
+def _target_notes(stored: StoredRecipe, plan: Plan, refined: RefinedPlan) -> list[str]:
+    """The planner keeps below a target, so a file beyond it has other types than planned ones.
+
+    Of a file below it nothing is known without planning.
+    """
+    recipe = stored.recipe
+    beyond = ""
+    if recipe.target_size is not None and stored.header.file_bytes > recipe.target_size:
+        beyond = f"{stored.header.file_bytes:,} bytes, and its recipe asks for {recipe.target_size:,}"
+    linear = [t for t in plan.tensors if t.source.name in refined.pieces]
+    weights = sum(t.source.n_params for t in linear)
+    bits = 8 * sum(o.nbytes for t in linear for o in t.sub_layers)
+    # a sum of floats may miss the target by its last digits
+    if recipe.target_bpw is not None and bits > recipe.target_bpw * weights * (1 + 1e-9):
+        beyond = f"{bits / weights:.4f} bits per weight, and its recipe asks for {recipe.target_bpw:g}"
+    if not beyond:
+        return []
+    return [f"the file has {beyond}: its types come from a plan file, or its recipe was changed"]
 
 
 def _version_note(stored: StoredRecipe) -> list[str]:

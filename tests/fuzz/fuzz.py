@@ -16,6 +16,7 @@ from pathlib import Path
 
 NAMES = (
     *("safetensors", "config", "tokenizer", "model-card", "gguf-header", "gguf-source", "imatrix", "plan"),
+    *("recipe", "verify"),
 )
 
 

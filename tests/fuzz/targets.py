@@ -20,7 +20,7 @@ from gguf_splitquant.calibration.imatrix import write_imatrix
 from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import SplitQuantError
 from gguf_splitquant.planning import plan_refined
-from gguf_splitquant.recipe import Recipe
+from gguf_splitquant.recipe import RECIPES, Recipe
 from tests.attacks import readers
 from tests.runtime.channel_models import split_channels
 from tests.runtime.tiny_models import llama, write
@@ -86,6 +86,19 @@ def _plan_seeds() -> list[bytes]:
     return [_made(lambda path: plan.write(path, recipe))]
 
 
+def _recipe_seeds() -> list[bytes]:
+    pattern = Recipe(layout="stock", qtype="Q4_0", tensor_types=((r"blk\.\d+\.(attn|ffn)_[^.]*$", "Q8_0"),))
+    return [recipe.to_json().encode() for recipe in (pattern, *RECIPES.values())]
+
+
+def _verify_seeds() -> list[bytes]:
+    # not of the refined layouts: numba does not compile what atheris instruments
+    return [
+        _made(lambda path: convert(small_model(), path, Recipe())),
+        _made(lambda path: convert(small_model(), path, Recipe(layout="float"))),
+    ]
+
+
 _CARD = b"---\nlicense: mit\nbase_model: a/b\ntags: [x, y]\ndatasets:\n- c/d\nlanguage: en\n---\n"
 _BPE = {
     "version": "1.0",
@@ -128,6 +141,8 @@ TARGETS = {
         Target("gguf-source", readers.read_source, _gguf_seeds, "m.gguf"),
         Target("imatrix", readers.imatrix, _imatrix_seeds),
         Target("plan", readers.plan, _plan_seeds),
+        Target("recipe", readers.recipe, _recipe_seeds),
+        Target("verify", readers.verified, _verify_seeds, "m.gguf"),
     )
 }
 

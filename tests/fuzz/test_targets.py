@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS, opened, seeds
 
-BINARY = ["safetensors", "gguf-header", "gguf-source", "imatrix"]
+BINARY = ["safetensors", "gguf-header", "gguf-source", "imatrix", "verify"]
 NUMBERS = [b"\0" * 8, b"\xff" * 8, b"\xff" * 4, b"\0\0\0\x80", b"\0\0\0\0\0\0\0\x80", b"\x7f", b"\1"]
 
 
@@ -79,7 +79,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-@pytest.mark.parametrize("name", ["config", "tokenizer", "plan"])
+@pytest.mark.parametrize("name", ["config", "tokenizer", "plan", "recipe"])
 def test_other_values(name: str) -> None:
     """JSON that is sound as JSON, with up to three values of other types or sizes."""
     with opened(TARGETS[name]) as feed:

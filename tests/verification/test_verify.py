@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFValue, GGUFValueType
 
 from gguf_splitquant.calibration.imatrix import read_imatrix, write_moments
 from gguf_splitquant.calibration.moments import Moments
@@ -17,7 +18,7 @@ from gguf_splitquant.cli import main
 from gguf_splitquant.convert import convert
 from gguf_splitquant.errors import VerificationError
 from gguf_splitquant.file_plan import plan_file
-from gguf_splitquant.gguf_io.header import read_header
+from gguf_splitquant.gguf_io.header import read_file_header, read_header
 from gguf_splitquant.gguf_io.layout import build_layout
 from gguf_splitquant.gguf_io.metadata import KEY_CALIBRATION
 from gguf_splitquant.gguf_io.pairs import read_pairs
@@ -44,10 +45,16 @@ def flip(path: Path, tensor: str, byte: int = 0) -> None:
 
 def without(path: Path, key: str) -> None:
     """Write a file again without one key, as an older version would have."""
-    header, pairs, data = read_header(path), read_pairs(path), path.read_bytes()
+    pairs = read_pairs(path)
     del pairs[key]
+    with_pairs(path, pairs)
+
+
+def with_pairs(path: Path, pairs: dict[str, GGUFValue]) -> None:
+    """Write a file again with other metadata."""
+    header, data = read_file_header(path), path.read_bytes()
     outputs = [OutputTensor(t.name, t.qtype, t.shape) for t in header.tensors]
-    layout = build_layout(str(pairs["general.architecture"].value), pairs, outputs)
+    layout = build_layout("llama", pairs, outputs)
     whole = bytearray(layout.total_bytes)
     whole[: len(layout.header)] = layout.header
     for t in header.tensors:
@@ -127,6 +134,145 @@ def test_metadata_is_compared(tmp_path: Path) -> None:
     ]
 
 
+def text(value: str) -> GGUFValue:
+    return GGUFValue(value, GGUFValueType.STRING)
+
+
+@pytest.mark.parametrize(
+    "key", ["split.evil", "split.count", "general.source.evil", "tokenizer.chat_template", "zzz"]
+)
+def test_no_key_is_added_to_any_shard(key: str, tmp_path: Path) -> None:
+    model = small_model()
+    out = convert(model, tmp_path / "out.gguf", NONE).path
+    with_pairs(out, {**read_pairs(out), key: text("x" * 1000)} if key != "split.count" else COUNTED(out))
+    found = verify(read_recipe(out), model)
+    assert [str(d) for d in found.differences] == [f"metadata {key}: is in the file only"]
+    if key == "split.count":
+        return
+    for number in range(2):
+        made = convert(model, tmp_path / f"{number}.gguf", NONE, shards=Shards(count=2))
+        shard = made.paths[number]
+        with_pairs(shard, {**read_pairs(shard), key: text("x" * 1000)})
+        where = f" of {shard.name}" if number else ""
+        assert subjects(verify(read_recipe(made.path), model)) == [f"metadata {key}{where}"]
+
+
+def COUNTED(path: Path) -> dict[str, GGUFValue]:
+    return {**read_pairs(path), "split.count": GGUFValue(1, GGUFValueType.UINT16)}
+
+
+def test_shards_say_what_they_are(tmp_path: Path) -> None:
+    model = small_model()
+    made = convert(model, tmp_path / "out.gguf", NONE, shards=Shards(count=2))
+    shard = made.paths[1]
+    pairs = read_pairs(shard)
+    with_pairs(shard, {key: value for key, value in pairs.items() if key != "split.tensors.count"})
+    name = f"of {shard.name}"
+    assert subjects(verify(read_recipe(made.path), model)) == [f"metadata split.tensors.count {name}"]
+    with_pairs(shard, dict(reversed(pairs.items())))
+    (difference,) = verify(read_recipe(made.path), model).differences
+    assert str(difference).endswith(f"{name}: stands at another place")
+
+
+def test_what_is_not_compared_by_value_has_its_form(tmp_path: Path) -> None:
+    model = small_model()
+    out = convert(model, tmp_path / "out.gguf", NONE).path
+    right = read_pairs(out)
+    errors = right["splitquant.relative_error"]
+    for wrong in (
+        text("evil"),
+        GGUFValue([*errors.value, 0.0], GGUFValueType.ARRAY, GGUFValueType.FLOAT32),
+        GGUFValue([str(e) for e in errors.value], GGUFValueType.ARRAY, GGUFValueType.STRING),
+    ):
+        with_pairs(out, {**right, "splitquant.relative_error": wrong})
+        assert subjects(verify(read_recipe(out), model)) == ["metadata splitquant.relative_error"]
+    with_pairs(out, {**right, "general.quantized_by": text("evil")})
+    assert subjects(verify(read_recipe(out), model)) == ["metadata general.quantized_by"]
+    without(out, "general.quantized_by")
+    assert subjects(verify(read_recipe(out), model)) == ["metadata general.quantized_by"]
+
+
+@pytest.mark.parametrize("tensors", [0, None])
+@pytest.mark.parametrize("count", [None, 2])
+def test_padding_is_compared(tensors: int | None, count: int | None, tmp_path: Path) -> None:
+    model = odd_model()
+    made = convert(model, tmp_path / "out.gguf", NONE, shards=Shards(count=count))
+    assert verify(read_recipe(made.path), model, tensors=tensors).matches
+    entry = read_header(made.path).tensors[-1]
+    with entry.file.open("r+b") as file:
+        file.seek(entry.offset + entry.nbytes)
+        file.write(b"evil")
+    found = verify(read_recipe(made.path), model, tensors=tensors)
+    said = f"{entry.file.name}: 4 bytes of padding between tensors are not zero"
+    assert [str(d) for d in found.differences] == [said]
+
+
+def test_a_file_without_its_last_padding_differs(tmp_path: Path) -> None:
+    model = odd_model()
+    out = convert(model, tmp_path / "out.gguf", NONE).path
+    out.write_bytes(out.read_bytes()[:-5])
+    found = verify(read_recipe(out), model)
+    said = "out.gguf: ends 5 bytes early, in the padding of its last tensor"
+    assert [str(d) for d in found.differences] == [said]
+
+
+def test_the_padding_of_the_header_is_compared(tmp_path: Path) -> None:
+    model = dataclasses.replace(small_model(), metadata={**small_model().metadata, "a": text("")})
+    # some length of the text leaves room before the tensors
+    for length in range(2):
+        pairs = {**model.metadata, "a": text("x" * length)}
+        model = dataclasses.replace(model, metadata=pairs)
+        out = convert(model, tmp_path / f"{length}.gguf", NONE).path
+        start = read_header(out).tensors[0].offset
+        data = bytearray(out.read_bytes())
+        if data[start - 1] == 0 and data[start - 4 : start] == bytes(4):
+            break
+    data[start - 1] = 7
+    out.write_bytes(data)
+    said = f"{out.name}: 1 bytes of its header differ"
+    assert [str(d) for d in verify(read_recipe(out), model).differences] == [said]
+
+
+def test_nothing_lies_between_header_and_tensors(tmp_path: Path) -> None:
+    model = small_model()
+    out = convert(model, tmp_path / "out.gguf", NONE).path
+    data, entries = out.read_bytes(), read_header(out).tensors
+    names = [entry.name.encode() for entry in entries]
+    # 64 bytes before the first tensor, or before the last
+    for gap in (0, len(entries) - 1):
+        header, start = bytearray(data[: entries[0].offset]), entries[0].offset
+        for name, entry in list(zip(names, entries, strict=True))[gap:]:
+            at = header.rindex(len(name).to_bytes(8, "little") + name) + 8 + len(name)
+            at += 4 + 8 * len(entry.shape) + 4
+            header[at : at + 8] = (entry.offset - start + 64).to_bytes(8, "little")
+        place = entries[gap].offset
+        out.write_bytes(bytes(header) + data[start:place] + b"evil" * 16 + data[place:])
+        found = verify(read_recipe(out), model)
+        assert f"not {place:,}" in str(found.differences[-1]), found.differences
+
+
+def odd_model() -> SourceModel:
+    """One whose last tensor does not end at a multiple of 32 bytes."""
+    model = small_model()
+    bias = tensor_of("output.bias", np.ones(5, np.float32))
+    return dataclasses.replace(model, tensors=(*model.tensors, bias))
+
+
+@pytest.mark.parametrize("tensors", [0, None])
+def test_a_target_that_the_file_exceeds_is_a_note(tensors: int | None, tmp_path: Path) -> None:
+    model = small_model()
+    out = convert(model, tmp_path / "out.gguf", NONE).path
+    changed = dataclasses.replace(NONE, target_bpw=4.7)
+    with_pairs(out, {**read_pairs(out), "splitquant.recipe": text(changed.to_json())})
+    found = verify(read_recipe(out), model, tensors=tensors)
+    assert found.matches and "bits per weight, and its recipe asks for 4.7: " in found.notes[0]
+    size = out.stat().st_size
+    changed = dataclasses.replace(NONE, target_bpw=None, target_size=size - 1000)
+    with_pairs(out, {**read_pairs(out), "splitquant.recipe": text(changed.to_json())})
+    found = verify(read_recipe(out), model, tensors=tensors)
+    assert f"bytes, and its recipe asks for {size - 1000:,}: " in found.notes[0]
+
+
 def test_types_are_compared_with_a_recipe_that_names_them(tmp_path: Path) -> None:
     model = small_model()
     out = convert(model, tmp_path / "out.gguf", Recipe(layout="stock", qtype="Q4_0", calibration="none")).path
@@ -201,8 +347,33 @@ def test_a_sample_has_every_kind_of_layer(stories: SourceModel, tmp_path: Path) 
     every = [t.name for t in stories.tensors]
     assert kinds(list(samples[0])) == kinds(every) and len(samples[0]) < len(every)
     assert samples[0] == samples[2] != samples[1]
-    more = verify(stored, stories, tensors=len(samples[0]) + 2).checked
+    more = verify(stored, stories, tensors=len(samples[0]) + 2, seed=0).checked
     assert len(more) == len(samples[0]) + 2 and set(samples[0]) < set(more)
+
+
+def test_every_sample_is_another_one_and_can_be_taken_again(stories: SourceModel, tmp_path: Path) -> None:
+    stored = read_recipe(convert(stories, tmp_path / "out.gguf", Recipe(k=1)).path)
+    samples = [verify(stored, stories) for _ in range(3)]
+    assert len({found.seed for found in samples}) == 3
+    again = verify(stored, stories, seed=samples[0].seed)
+    assert again == samples[0]
+    assert verify(stored, stories, tensors=None).seed is None
+
+
+def test_the_command_line_says_the_seed(
+    stories15m: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "out.gguf")
+    assert main(["convert", str(stories15m), out, "--recipe", "plain"]) == 0
+    capsys.readouterr()
+    command = ["verify", out, "--source", str(stories15m)]
+    assert main(command) == 0
+    said = re.search(r"bytes, --seed (\d+)\), metadata", capsys.readouterr().out)
+    assert said is not None
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] != int(said[1])
+    assert main([*command, "--json", "--seed", said[1]]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == int(said[1])
 
 
 @pytest.mark.engine
