@@ -23,9 +23,10 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from uuid import uuid4
 
 from distributed import Client, LocalCluster, as_completed
 
@@ -33,6 +34,9 @@ from gguf_splitquant.cli import main as gguf_splitquant
 from gguf_splitquant.cli.convert_options import add_arguments, recipe_from
 from gguf_splitquant.errors import OutputError, SplitQuantError
 from gguf_splitquant.gguf_io.sharding import shard_of
+from gguf_splitquant.planning.refined import read_plan_recipe
+
+_FIX = "delete it, or pass --resume if it is of this conversion"
 
 
 def run(command: Sequence[str]) -> str:
@@ -45,21 +49,25 @@ def run(command: Sequence[str]) -> str:
     return said.getvalue().strip()
 
 
-def convert_shard(command: list[str], number: int, count: int, path: str) -> str:
-    """One task. A file has its name only when it is complete: then only its worker's answer was lost."""
-    if Path(path).exists():
-        return f"{path}: complete"
+def convert_shard(command: list[str], number: int, count: int) -> str:
+    """One task. Its file may be complete: then only its worker's answer was lost."""
     return run([*command, "--shard", f"{number}/{count}", "--resume"])
 
 
-def plan_once(command: list[str], plan: Path) -> list[str]:
+def plan_once(command: list[str], plan: Path, *, resume: bool) -> list[str]:
     """Calibrate and choose types on this machine; the command with which all workers do the same."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    recipe = recipe_from(parser.parse_args(command[1:]))
-    if not recipe.refined or recipe.qtype or "--use-plan" in command:
+    args = parser.parse_args(command[1:])
+    recipe = recipe_from(args)
+    if not recipe.refined or recipe.qtype or args.use_plan:
         return command
-    run([*command, "--dry-run", "--plan", str(plan)])
+    if not plan.exists():
+        run([*command, "--dry-run", "--plan", str(plan)])
+    elif not resume:
+        raise OutputError(plan, "exists", _FIX)
+    elif read_plan_recipe(plan) != recipe:
+        raise OutputError(plan, "is the plan of another recipe", "give the options of the interrupted run")
     return [*command, "--use-plan", str(plan)]
 
 
@@ -74,24 +82,47 @@ def convert_on_cluster(
         out: the output, likewise.
         shards: how many.
         options: for ``gguf-splitquant convert``.
-        resume: shards that are there are complete.
+        resume: go on with the plan and the shards that are there, if they are of this conversion.
 
     Raises:
-        OutputError: a shard is there, without ``resume``.
+        OutputError: a shard or the plan is there, without ``resume`` or of another conversion.
+        RuntimeError: a shard cannot be made.
     """
     out = out.absolute()
     paths = [shard_of(out, number, shards) for number in range(shards)]
     there = [path for path in paths if path.exists()]
     if there and not resume:
-        raise OutputError(there[0], "exists", "delete it, or pass --resume if it is of this conversion")
-    command = plan_once(["convert", model, str(out), *options], out.with_suffix(".plan.json"))
-    tasks = [
-        # more attempts: a lock on a network drive may outlive a lost worker for a while
-        client.submit(convert_shard, command, number, shards, str(path), key=path.name, pure=False, retries=3)
-        for number, path in enumerate(paths, 1)
-    ]
-    for task in as_completed(tasks):
-        print(task.result())
+        raise OutputError(there[0], "exists", _FIX)
+    command = plan_once(["convert", model, str(out), *options], out.with_suffix(".plan.json"), resume=resume)
+
+    # a scheduler remembers tasks by name, and those of other runs may be among them
+    this_run = uuid4().hex
+
+    def make(some: Collection[Path], retries: int) -> None:
+        tasks = [
+            client.submit(
+                convert_shard,
+                command,
+                number,
+                shards,
+                key=f"{path.name}-{this_run}",
+                pure=False,
+                retries=retries,
+            )
+            for number, path in enumerate(paths, 1)
+            if path in some
+        ]
+        for task in as_completed(tasks):
+            print(task.result())
+
+    try:
+        # first, so that nothing is added to shards of another conversion
+        make(there, retries=0)
+    except RuntimeError as error:
+        fix = "give the options of the interrupted run, or delete it"
+        raise OutputError(out, f"a shard that is there cannot be kept: {error}", fix) from error
+    # more attempts: a lock on a network drive may outlive a lost worker for a while
+    make([path for path in paths if path not in there], retries=3)
     return paths
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from ..errors import RecipeError
 from ..recipe import BITS, MAX_K, RECIPES, STOCK_TYPES, Granularity, Layout, OutType, Recipe
@@ -60,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--embedding-type", choices=(*STOCK_TYPES, "float"), metavar="TYPE", help="default: Q8_0"
     )
     size.add_argument("--plan", type=Path, metavar="FILE", help="write the types and clusters as JSON")
-    size.add_argument("--use-plan", type=Path, metavar="FILE", help="take them from there")
+    size.add_argument(
+        "--use-plan", type=Path, metavar="FILE", help="take them from there, and the recipe with its target"
+    )
     statistics = parser.add_argument_group("statistics of layer inputs (split, stock)")
     statistics.add_argument(
         "--calibration-text", type=Path, metavar="FILE", help="from this UTF-8 text, not the model's own"
@@ -130,7 +133,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from(args: argparse.Namespace) -> Recipe:
-    """The named recipe with the options that were given. Raises RecipeError for those that contradict."""
+    """The named recipe, or a plan's own, with the options that were given.
+
+    Raises:
+        RecipeError: options contradict each other, or the plan; the plan cannot be read.
+    """
     _check(args)
     base = RECIPES[_recipe_name(args)]
     given = {
@@ -147,14 +154,50 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
         given |= {"target_bpw": args.target_bpw, "target_size": args.target_size, "qtype": args.type or ""}
     if args.ollama:
         given["avoid"] = _refused_by_ollama([args.type, *args.tensor_type, args.embedding_type])
-    given["tensor_types"] = tuple(_tensor_type(t) for t in args.tensor_type)
+    if args.tensor_type:
+        given["tensor_types"] = tuple(_tensor_type(t) for t in args.tensor_type)
     if args.embedding_type:
         given["embedding"] = "" if args.embedding_type == "float" else args.embedding_type
     for option, source in (("calibration_text", "text"), ("imatrix", "imatrix"), ("no_calibration", "none")):
         if getattr(args, option):
             given["calibration"] = source
-    return dataclasses.replace(base, **given)
+    if args.use_plan:
+        if args.recipe or args.ollama:
+            given.setdefault("layout", base.layout)
+        recipe = _planned(args, given)
+    else:
+        recipe = dataclasses.replace(base, **given)
+    if args.write_imatrix and recipe.calibration in ("imatrix", "none"):
+        raise RecipeError("--write-imatrix", "needs a calibration", "leave it out, or the other option")
+    return recipe
 
+
+def _planned(args: argparse.Namespace, given: dict[str, Any]) -> Recipe:
+    """The recipe of the plan, with the options that do not choose types."""
+    # numpy and scipy: only for those who use a plan
+    from ..planning.refined import read_plan_recipe
+
+    planned = read_plan_recipe(args.use_plan)
+    for name, option in _CHOOSING.items():
+        if given.get(name) and given[name] != getattr(planned, name):
+            raise RecipeError(
+                args.use_plan, f"was not made with this {option}", "leave it out, or make another plan"
+            )
+    recipe = dataclasses.replace(planned, **given)
+    for option, source in (("calibration_text", "text"), ("imatrix", "imatrix")):
+        if recipe.calibration == source and not getattr(args, option):
+            raise RecipeError(args.use_plan, f"was made with {_flag(option)}", "give the same file")
+    return recipe
+
+
+_CHOOSING = {
+    "target_bpw": "--target-bpw",
+    "target_size": "--target-size",
+    "qtype": "--type",
+    "tensor_types": "--tensor-type",
+    "k": "-k",
+}
+"""Fields of a recipe that a plan has followed, by the option that sets them."""
 
 _NO_TARGET = {"target_bpw": None, "embedding": ""}
 
@@ -197,10 +240,6 @@ def _check(args: argparse.Namespace) -> None:
         path = getattr(args, option)
         if path and not path.is_file():
             raise RecipeError(_flag(option), f"no such file: {path}", "give the path of a file")
-    if args.use_plan and (args.type or args.tensor_type or args.target_bpw or args.target_size):
-        raise RecipeError("--use-plan", "contradicts options that choose types", "give one of them")
-    if args.write_imatrix and (args.imatrix or args.no_calibration):
-        raise RecipeError("--write-imatrix", "needs a calibration", "leave the other option out")
 
 
 def _refused_by_ollama(wanted: list[str | None]) -> tuple[str, ...]:
@@ -228,6 +267,7 @@ def _tensor_type(text: str) -> tuple[str, str]:
 
 def _size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 900MB or 4GiB")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    size = float(match[1]) * _UNITS[match[2].lower()] if match else math.inf
+    if not math.isfinite(size):
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a size: write 900MB or 4GiB")
+    return int(size)

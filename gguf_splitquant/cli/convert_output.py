@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..convert import ConversionReport
     from ..gguf_io.sharding import Shards
     from ..gguf_io.shards import ModelLayout
-    from ..planning import Plan
+    from ..planning import Plan, RefinedPlan
     from ..recipe import Recipe
     from ..sources.model import SourceModel
 
@@ -28,6 +28,8 @@ def check_outputs(args: argparse.Namespace, recipe: Recipe, shards: Shards) -> N
 
     if args.ollama:
         check_name(args.ollama)
+    if args.plan:
+        check_target(args.plan, 0, force=args.force or args.resume)
     if args.dry_run:
         return
     if args.out.is_dir():
@@ -68,6 +70,11 @@ def _write_companion(target: Path, text: str, *, force: bool, resume: bool) -> N
         return
     check_target(target, 0, force=force)
     write_text(target, text)
+
+
+def write_plan(args: argparse.Namespace, recipe: Recipe, refined: RefinedPlan) -> None:
+    """The types and clusters, as JSON."""
+    _write_companion(args.plan, refined.text(recipe), force=args.force, resume=args.resume)
 
 
 def out_path(args: argparse.Namespace, model: SourceModel, plan: Plan, source: Path) -> Path:

@@ -231,10 +231,12 @@ def _plan_refined(
         OutputTensor(split_name(tensor.name, i), piece.qtype, (*tensor.shape[:-1], piece.width))
         for i, piece in enumerate(pieces)
     )
-    wanted, given = recipe.fixed_type(tensor.name), pieces[0].qtype.name
+    wanted, given = recipe.fixed_type(tensor.name), pieces[0].qtype
+    narrow = narrow_type(GGMLQuantizationType[wanted], tensor.shape[-1], recipe.avoid) if wanted else None
     note = ""
-    if wanted and wanted != given and len(pieces) == 1:
-        note = f"{tensor.shape[-1]} columns are not whole blocks of 256: {given} instead"
+    # a plan that was edited may have any other type
+    if given.name != wanted and given == narrow and len(pieces) == 1:
+        note = f"{tensor.shape[-1]} columns are not whole blocks of 256: {given.name} instead"
     order = refined.orders.get(tensor.name)
     return TensorPlan(tensor, role, outputs, refined=True, order=order, note=note), ""
 

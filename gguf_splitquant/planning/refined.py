@@ -1,7 +1,7 @@
 """The plan for layers that are refined: types and channel clusters under the recipe's budget, and the orders.
 
 A plan can be written as JSON, edited, and used again: it names types and widths, and the statistics say which
-channels are the salient ones.
+channels are the salient ones. The recipe that it was made from is with it, for the file that is made from it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from .rates import narrow_type
 from .roles import Role, role_of
 
 _FORMAT = 1
+_FIX = "give a file that --plan wrote"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ class RefinedPlan:
 
     def write(self, path: Path, recipe: Recipe) -> None:
         """Write as JSON. Raises OutputError."""
-        write_text(path, json.dumps(self.to_json(recipe), indent=1) + "\n")
+        write_text(path, self.text(recipe))
+
+    def text(self, recipe: Recipe) -> str:
+        """What :meth:`write` writes."""
+        return json.dumps(self.to_json(recipe), indent=1) + "\n"
 
     def to_json(self, recipe: Recipe) -> dict[str, Any]:
         """As JSON: what :func:`plan_of` takes."""
@@ -119,12 +124,35 @@ def read_plan(
     Raises:
         RecipeError: not such a file, or it does not fit the model or the layout.
     """
-    try:
-        document = parse_json(read_bytes(path))
-    except (OSError, ValueError) as error:
-        raise RecipeError(path, f"not a plan: {error!r}", "give a file that --plan wrote") from error
+    document = _read_document(path)
     # whoever edits a plan does not predict anew
     return dataclasses.replace(plan_of(document, path, model, recipe, statistics), predicted_kld=None)
+
+
+def read_plan_recipe(path: Path) -> Recipe:
+    """The recipe from which a plan was made that :meth:`RefinedPlan.write` wrote.
+
+    Raises:
+        RecipeError: not such a file, or its recipe is not one of this version that leaves types to a plan.
+    """
+    try:
+        fields = _read_document(path)["recipe"]
+    except (LookupError, TypeError) as error:
+        raise RecipeError(path, f"not a plan: {error!r}", _FIX) from error
+    try:
+        recipe = Recipe.from_json(json.dumps(fields))
+    except RecipeError as error:
+        raise RecipeError(path, f"its recipe: {error.subject}: {error.cause}", error.fix) from error
+    if not recipe.refined or recipe.qtype:
+        raise RecipeError(path, "its recipe leaves no types to a plan", _FIX)
+    return recipe
+
+
+def _read_document(path: Path) -> Any:
+    try:
+        return parse_json(read_bytes(path))
+    except (OSError, ValueError) as error:
+        raise RecipeError(path, f"not a plan: {error!r}", _FIX) from error
 
 
 def plan_of(
@@ -144,8 +172,8 @@ def plan_of(
             str(name): tuple(Piece(GGMLQuantizationType[str(q)], _whole(width)) for q, width in pieces)
             for name, pieces in document["weights"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError(path, f"not a plan: {error!r}", "give a file that --plan wrote") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise RecipeError(path, f"not a plan: {error!r}", _FIX) from error
     tensors = {t.name: t for t in refinable_tensors(model, recipe)}
     if weights.keys() != tensors.keys():
         name = sorted(weights.keys() ^ tensors.keys())[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from gguf_splitquant.errors import RecipeError
 from gguf_splitquant.planning import make_plan, plan_refined
 from gguf_splitquant.planning.allocate import Piece
 from gguf_splitquant.planning.curves import Salience, weight_curves
-from gguf_splitquant.planning.refined import channel_orders, read_plan
+from gguf_splitquant.planning.refined import channel_orders, read_plan, read_plan_recipe
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.refining.metric import Feedback
 from tests.sample_models import small_model
@@ -79,6 +80,7 @@ def test_a_plan_survives_the_disk(tmp_path: Path) -> None:
     plan = plan_refined(model, SPLIT, known)
     plan.write(tmp_path / "plan.json", SPLIT)
     again = read_plan(tmp_path / "plan.json", model, SPLIT, known)
+    assert read_plan_recipe(tmp_path / "plan.json") == SPLIT
     assert again.pieces == plan.pieces
     assert {n: o.channels.tolist() for n, o in again.orders.items()} == {
         n: o.channels.tolist() for n, o in plan.orders.items()
@@ -147,6 +149,40 @@ def test_foreign_and_damaged_plans_are_refused(tmp_path: Path, damage: object, w
     with pytest.raises(RecipeError, match=words) as caught:
         read_plan(path, model, SPLIT, statistics())
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: d.pop("recipe"), "not a plan"),
+        (lambda d: d.update(recipe=[1]), "its recipe: recipe: has fields"),
+        (lambda d: d["recipe"].update(new=1), "its recipe: recipe: has fields .* use a newer version"),
+        (lambda d: d["recipe"].update(target_bpw=None), "its recipe: target: give exactly one"),
+        (lambda d: d["recipe"].update(layout="value", target_bpw=None), "leaves no types to a plan"),
+        (lambda d: d["recipe"].update(layout="stock", target_bpw=None, qtype="Q8_0"), "leaves no types"),
+    ],
+)
+def test_a_plan_without_a_recipe_of_its_own_is_refused(tmp_path: Path, damage: object, words: str) -> None:
+    path = tmp_path / "plan.json"
+    plan_refined(small_model(), SPLIT, statistics()).write(path, SPLIT)
+    document = json.loads(path.read_text())
+    damage(document)  # type: ignore[operator]
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecipeError, match=words) as caught:
+        read_plan_recipe(path)
+    assert str(path) in str(caught.value)
+
+
+def test_only_what_did_not_fit_has_a_note() -> None:
+    recipe = Recipe(layout="stock", target_bpw=8.0, tensor_types=(("attn_q", "Q6_K"),))
+    for columns, edited, note in ((96, None, "Q8_0 instead"), (256, Q.Q4_0, "")):
+        model = small_model(columns)
+        refined = plan_refined(model, recipe, statistics(columns))
+        if edited:
+            pieces = {**refined.pieces, "blk.0.attn_q.weight": (Piece(edited, columns),)}
+            refined = dataclasses.replace(refined, pieces=pieces)
+        (query,) = (t for t in make_plan(model, recipe, refined).tensors if "attn_q.weight" in t.source.name)
+        assert query.note.endswith(note) and bool(query.note) == bool(note)
 
 
 def test_clusters_do_not_fit_the_stock_layout(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def client() -> Iterator[distributed.Client]:
 
 def worker_at(client: distributed.Client, path: Path) -> str:
     """Address of the worker that makes a shard."""
-    (worker,) = (w for w, keys in client.processing().items() if path.name in map(str, keys))
+    (worker,) = (
+        w for w, keys in client.processing().items() if any(str(k).startswith(path.name) for k in keys)
+    )
     return str(worker)
 
 
@@ -77,3 +79,33 @@ def test_a_cluster_that_loses_a_worker(stories15m: Path, tmp_path: Path, client:
     with pytest.raises(OutputError, match="exists; delete it"):
         convert_on_cluster(client, str(stories15m), out, SHARDS, OPTIONS)
     assert convert_on_cluster(client, str(stories15m), out, SHARDS, OPTIONS, resume=True) == paths
+
+
+def test_a_target_gives_the_shards_of_one_machine(
+    stories15m: Path, tmp_path: Path, client: distributed.Client
+) -> None:
+    expected, out = tmp_path / "expected.gguf", tmp_path / "out.gguf"
+    options = [*OPTIONS, "--target-bpw", "4.5", "--tensor-type", "attn_v=Q8_0"]
+    assert main(["convert", str(stories15m), str(expected), *options, "--shards", "2"]) == 0
+    for number, path in enumerate(convert_on_cluster(client, str(stories15m), out, 2, options)):
+        assert path.read_bytes() == shard_of(expected, number, 2).read_bytes()
+
+
+def test_what_is_there_of_another_conversion_is_refused(
+    stories15m: Path, tmp_path: Path, client: distributed.Client
+) -> None:
+    out, model = tmp_path / "out.gguf", str(stories15m)
+    paths = convert_on_cluster(client, model, out, 3, OPTIONS)
+    shards = [path.read_bytes() for path in paths]
+    paths[1].unlink()
+    with pytest.raises(OutputError, match=r"cannot be kept.*out-0000[13]-of-00003\.gguf: exists"):
+        convert_on_cluster(client, model, out, 3, [*OPTIONS, "--type", "Q8_0"], resume=True)
+    with pytest.raises(OutputError, match=r"out\.plan\.json: is the plan of another recipe"):
+        convert_on_cluster(client, model, out, 3, [*OPTIONS, "--target-bpw", "6"], resume=True)
+    assert not paths[1].exists(), "a shard was added to those of another conversion"
+    convert_on_cluster(client, model, out, 3, OPTIONS, resume=True)
+    assert [path.read_bytes() for path in paths] == shards
+    for path in paths:
+        path.unlink()
+    with pytest.raises(OutputError, match=r"out\.plan\.json: exists; delete it"):
+        convert_on_cluster(client, model, out, 3, OPTIONS)
