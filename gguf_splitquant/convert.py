@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .conversion import Conversion
+from .errors import OutputError
 from .file_plan import calibration_of, check_memory, plan_file
 from .gguf_io.journal import Journal, check_not_interrupted, journal_path
 from .gguf_io.metadata import file_metadata
@@ -104,6 +105,7 @@ def convert(
         RecipeError: the target is too small for this model, or the memory limit for one of its tensors.
     """
     check_memory(model, recipe, memory_limit, lambda weight: has_matrix(statistics, weight))
+    check_not_source(model, out)
     target = shards.target(out)
     if model.files and resume:
         refined = refined or recorded_plan(out, model, recipe, statistics, shards)
@@ -114,6 +116,7 @@ def convert(
     plan, layout, chosen = plan_file(
         model, recipe, statistics=statistics, refined=refined, shards=shards, progress=progress
     )
+    check_not_source(model, *layout.paths(out))
 
     def report(errors: Mapping[str, float], *, complete_before: bool = False) -> ConversionReport:
         paths, rare = layout.paths(out), _rare_experts(plan, statistics)
@@ -148,6 +151,16 @@ def convert(
         metadata = partial(file_metadata, model, plan, work.relative_errors, calibration)
         file.commit(model.architecture, metadata)
     return report(work.relative_errors)
+
+
+def check_not_source(model: SourceModel, *paths: Path) -> None:
+    """Raise OutputError if one of ``paths`` is a file that the model is read from. (A link to it is not.)"""
+    for path in paths:
+        # these say no of a name that the file system refuses
+        if os.path.islink(path) or not os.path.isfile(path):  # noqa: PTH113, PTH114
+            continue
+        if any(path.samefile(source) for source in model.files):
+            raise OutputError(path, "is the model that is read", "choose another name")
 
 
 def _rare_experts(plan: Plan, statistics: InputStatistics | None) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from .planning.refined import RefinedPlan, plan_refined, refinable_tensors
 from .progress import SILENT, Progress
 from .recipe import Recipe
 from .sources.model import SourceModel
-from .working_set import check_limit
+from .working_set import CALIBRATED, check_limit
 
 
 def plan_file(
@@ -95,17 +95,19 @@ def check_memory(
         model: the source.
         recipe: how.
         memory_limit: bytes for the whole process; None: no limit.
-        full: whether the statistics of a weight's input will be a matrix, by the weight's name; None: the
-            recipe says it.
+        full: whether the statistics of a weight's input are a matrix, by the weight's name; None: there are
+            none yet, and the recipe says whether there will be, after a run of the model.
     """
     if memory_limit is None:
         return
+    reserve = 0
     if full is None:
-        measured = recipe.calibration in ("self", "text")
+        measured = recipe.refined and recipe.calibration in ("self", "text")
         full = lambda _weight: measured  # noqa: E731
+        reserve = CALIBRATED if measured else 0
     if recipe.refined:
         recipe = _smallest(recipe)
-    check_limit(memory_limit, make_plan(model, recipe), full)
+    check_limit(memory_limit, make_plan(model, recipe), full, reserve)
 
 
 def _smallest(recipe: Recipe) -> Recipe:

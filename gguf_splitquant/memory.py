@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -34,6 +35,13 @@ def available_bytes() -> int:
     except (OSError, ValueError):
         return known
     return max(0, min(known, most - used))
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library keeps it (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _field(path: Path, name: str) -> int | None:

@@ -12,6 +12,8 @@ from io import FileIO
 from types import TracebackType
 from typing import Any
 
+from .bounded import MAX_TEXT_BYTES, parse_json
+
 
 class Records:
     """A file of JSON lines that only grows.
@@ -23,16 +25,19 @@ class Records:
         lines: the records that were there.
 
     Raises:
-        ValueError: a line before the last is not JSON.
+        ValueError: a line before the last is not JSON, or is nested too deeply; or the file is too long.
         OSError: the file cannot be read.
     """
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_TEXT_BYTES:
+            raise ValueError(f"has {size:,} bytes, and {MAX_TEXT_BYTES:,} is the most that is read")
         file.seek(0)
         data = file.readall()
         self._end = data.rfind(b"\n") + 1
-        self.lines: list[Any] = [json.loads(line) for line in data[: self._end].splitlines()]
+        self.lines: list[Any] = [parse_json(line) for line in data[: self._end].split(b"\n")[:-1]]
 
     def append(self, records: Iterable[Any]) -> None:
         """Add records; they are on disk before this returns. Raises OSError, and then none of them counts."""

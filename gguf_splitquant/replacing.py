@@ -15,8 +15,10 @@ from .errors import OutputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, fix: str = "choose another place") -> Iterator[Path]:
     """A new, empty file to fill in; it gets the name ``path`` when the context ends without an error.
+
+    ``fix`` is what an error advises. Processes that write the same file do not disturb each other.
 
     Raises:
         OutputError: the file cannot be written.
@@ -34,10 +36,10 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         cause = f"cannot be written: {error.strerror or error}"
-        raise OutputError(path, cause, "choose another place") from error
+        raise OutputError(path, cause, fix) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a document whole or not at all. Raises OutputError."""
-    with replacing(path) as partial:
+def write_text(path: Path, text: str, fix: str = "choose another place") -> None:
+    """Write a document whole or not at all. Raises OutputError, which advises ``fix``."""
+    with replacing(path, fix) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -38,7 +38,6 @@ _FIXES = {
     "made by": "use the versions of the interrupted run",
     "statistics": "use the statistics of the interrupted run",
     "checkpoint": "use the checkpoint of the interrupted run",
-    "plan": "use the plan of the interrupted run",
 }
 
 
@@ -166,7 +165,8 @@ def check_settings(journal: Journal, settings: Mapping[str, Any]) -> None:
 def check_layout(journal: Journal, head: Mapping[str, Any]) -> None:
     """Raise OutputError if the journal's run wrote other tensors, or to other places."""
     if journal.head is not None and journal.head.get("layout") != head["layout"]:
-        raise _other(journal, "plan", "", _FIXES["plan"])
+        fix = "use its plan, with the model's configuration and tokenizer as they were"
+        raise _other(journal, "plan or other metadata", "", fix)
 
 
 def _other(journal: Journal, name: str, difference: str, fix: str) -> OutputError:

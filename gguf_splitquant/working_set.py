@@ -44,6 +44,9 @@ _COMPILER = 72 << 20
 
 _HEADROOM = 8 << 20
 
+CALIBRATED = 160 << 20
+"""What a calibration leaves in the process: llama.cpp, and pieces of its memory."""
+
 
 @dataclass(frozen=True)
 class WorkingSet:
@@ -86,24 +89,27 @@ class WorkingSet:
         return CHUNK_ROWS * pieces
 
 
-def check_limit(limit: int | None, plan: Plan, full: Callable[[str], bool]) -> None:
+def check_limit(limit: int | None, plan: Plan, full: Callable[[str], bool], reserve: int = 0) -> None:
     """Raise RecipeError if a tensor of ``plan`` cannot be converted under ``limit``.
 
     Args:
         limit: bytes for the whole process; None: none.
         plan: of the file; what types it gives makes no difference.
         full: whether the statistics of a weight's input are a matrix, by the weight's name.
+        reserve: bytes that will be taken until tensors begin.
     """
     if limit is None:
         return
     least = [(_least_bytes(t, plan.recipe, full(t.source.name)), t.source.name) for t in plan.tensors]
     most, name = max(least, default=(0, ""))
-    base = _base_bytes(plan)
+    base = _base_bytes(plan) + reserve
     if base + most > limit:
+        # what everything else takes differs a little from run to run
+        enough = math.ceil(1.05 * (base + most) / 1e7) * 10
         raise RecipeError(
             "memory limit",
             f"{limit:,} bytes are too few: {name} takes {most:,} at least, everything else {base:,}",
-            f"allow {math.ceil((base + most) / 1e6)}MB or more",
+            f"allow {enough}MB or more",
         )
 
 

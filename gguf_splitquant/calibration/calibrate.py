@@ -21,6 +21,7 @@ from ..cache import cache_dir
 from ..errors import SplitQuantError
 from ..gguf_io.pairs import read_pairs
 from ..locks import open_locked, wait_for_lock
+from ..memory import give_back
 from ..progress import SILENT, Progress
 from ..runtime.chat_template import chat_template
 from ..runtime.engine import EngineOptions
@@ -122,6 +123,7 @@ def calibrate(
                 with runnable(model, work, memory // 2, n_threads) as running:
                     _calibrate(running, work, how, about, memory - running.copies, n_threads, progress)
                 work.rename(folder)
+                give_back()
     except OSError as error:
         fix = "free space, or set GGUF_SPLITQUANT_CACHE"
         raise SplitQuantError(root, f"cannot hold the calibration: {error}", fix) from error

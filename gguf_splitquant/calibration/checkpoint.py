@@ -18,6 +18,7 @@ from .. import __version__
 from ..cache import cache_dir
 from ..errors import OutputError
 from ..progress import SILENT, Progress
+from ..replacing import write_text
 from ..resuming import files_identity
 from ..sources.model import SourceModel, SourceTensor
 from ..splitting.histogram import check_finite, row_slabs
@@ -75,19 +76,17 @@ class _Digest:
         self._path = cache / "checkpoints" / name
         try:
             self.value = self._path.read_text(encoding="ascii").strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             self.value = ""
 
     def keep(self, value: str) -> None:
         """Remember. Raises OutputError where the cache cannot be written."""
-        partial = self._path.with_name(f"{self._path.name}.{value[:8]}.partial")
+        fix = "free space, or set GGUF_SPLITQUANT_CACHE"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(value + "\n", encoding="ascii")
-            partial.replace(self._path)
         except OSError as error:
-            fix = "free space, or set GGUF_SPLITQUANT_CACHE"
             raise OutputError(self._path, f"cannot be written: {error.strerror}", fix) from error
+        write_text(self._path, value + "\n", fix)
 
 
 def _weights_digest(model: SourceModel, threads: int, progress: Progress) -> str:

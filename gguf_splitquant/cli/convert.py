@@ -21,6 +21,7 @@ from .convert_output import (
     print_summary,
     write_model_card,
     write_modelfile,
+    write_plan,
 )
 from .model_source import ModelPath, find_model, open_found
 
@@ -76,7 +77,7 @@ def shards_from(args: argparse.Namespace) -> Shards:
 
 
 def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: ModelPath) -> int:
-    from ..convert import convert
+    from ..convert import check_not_source, convert
     from ..file_plan import check_memory, expected_bytes, plan_file
     from ..gguf_io.writer import check_target
     from ..planning.refined import read_plan
@@ -88,9 +89,12 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: Mo
     # before a calibration that takes minutes
     check_memory(model, recipe, args.memory_limit)
     progress = ProgressBar()
-    if not args.dry_run and not args.resume and shards.only is None:
+    if not args.dry_run:
+        check_not_source(model, args.out)
+    if not args.dry_run and shards.only is None and not (args.resume and _begun(args, shards)):
         # a disk that is too small is found before hours of calibration
-        check_target(_folder(args) / "model.gguf", expected_bytes(model, recipe), force=True)
+        out = args.out / "model.gguf" if args.out.is_dir() else args.out
+        check_target(out, expected_bytes(model, recipe), force=True)
     statistics = _statistics(model, recipe, args, progress) if recipe.refined else None
     refined = read_plan(args.use_plan, model, recipe, statistics) if args.use_plan else None
     if args.resume and not args.dry_run and refined is None:
@@ -101,7 +105,7 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: Mo
     if args.ollama:
         check_for_ollama(plan, layout)
     if args.plan and refined:
-        refined.write(args.plan, recipe)
+        write_plan(args, recipe, refined)
     if args.dry_run:
         print_plan(plan, layout)
         return 0
@@ -127,6 +131,16 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: Mo
     if args.model_card:
         write_model_card(args, report.path, resume=args.resume)
     return 0
+
+
+def _begun(args: argparse.Namespace, shards: Shards) -> bool:
+    """Something of the output is there: it was calibrated for, and has a part of its room."""
+    from ..gguf_io.journal import journal_path
+
+    if args.out.is_dir():
+        return any(args.out.glob("*.gguf*"))
+    target = shards.target(args.out)
+    return target.exists() or journal_path(target).exists()
 
 
 def _folder(args: argparse.Namespace) -> Path:

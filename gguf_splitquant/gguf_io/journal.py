@@ -8,6 +8,7 @@ lives: another one cannot write the same file meanwhile.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
@@ -58,7 +59,7 @@ class Journal:
         self.complete = False
         try:
             self._read(records.lines)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not a journal of this version ({error!r})") from error
 
     @classmethod
@@ -100,9 +101,7 @@ class Journal:
 
     def _partial_files(self) -> list[Path]:
         """The unfinished files that it is about."""
-        names = [str(name) for name in (self.head or {}).get("files", ())]
-        # bare names: a journal leads nowhere else
-        return [beside(self.path.with_name(n), "partial") for n in names if n == Path(n).name]
+        return [beside(self.path.with_name(name), "partial") for name in (self.head or {}).get("files", ())]
 
     def _read(self, lines: Sequence[Any]) -> None:
         if not lines:
@@ -110,14 +109,21 @@ class Journal:
         head, *others = lines
         if head["journal"] != _FORMAT:
             raise ValueError(f"format {head['journal']!r}")
-        self.head = dict(head)
-        del self.head["journal"]
+        files, settings, refined = head["files"], head["settings"], head["refined"]
+        # bare names: a journal leads nowhere else
+        if not all(isinstance(name, str) and name and name == Path(name).name for name in files):
+            raise ValueError("names of other folders' files")
+        if not isinstance(settings, dict) or not isinstance(refined, dict | None):
+            raise ValueError("another kind of settings")
+        self.head = {key: value for key, value in head.items() if key != "journal"}
         for line in others:
             if "complete" in line:
                 self.complete = True
             else:
-                error = line["error"]
-                self.done[str(line["tensor"])] = None if error is None else float(error)
+                error = None if line["error"] is None else float(line["error"])
+                if error is not None and not math.isfinite(error):
+                    raise ValueError(f"an error of {error}")
+                self.done[str(line["tensor"])] = error
 
     @property
     def begun(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
+
+from gguf_splitquant.cache import cache_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +26,16 @@ def convert(*arguments: object, script: bool = False) -> subprocess.CompletedPro
     return subprocess.run(
         [*command, *(str(a) for a in arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache with nothing in it but the runtime."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "runtime").symlink_to(cache_dir() / "runtime")
+    monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(folder))
+    return folder
 
 
 def test_script_and_command_write_the_same_file(stories15m: Path, tmp_path: Path) -> None:
@@ -69,9 +82,70 @@ def test_a_plan_can_be_written_edited_and_used(stories15m: Path, tmp_path: Path)
     plan.write_text(json.dumps(document))
     made = convert(stories15m, out, "--no-calibration", "--recipe", "stock", "--use-plan", plan)
     assert made.returncode == 0, made.stderr
+    assert json.loads(GGUFReader(out).fields["splitquant.recipe"].contents()) == document["recipe"]
     types = {t.name: t.tensor_type.name for t in GGUFReader(out).tensors}
     assert types["blk.0.attn_q.weight"] == "Q5_1" and types["blk.2.attn_v.weight"] == "Q8_0"
     assert types["token_embd.weight"] == "Q8_0"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--recipe", "stock", "--target-bpw", "4.5", "--tensor-type", "attn_v=Q8_0"),
+        ("--target-size", "14MB", "-k", "2", "--embedding-type", "Q6_K"),
+    ],
+)
+def test_a_plan_gives_the_file_of_its_options(
+    stories15m: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    files = [tmp_path / name for name in ("direct.gguf", "planned.gguf", "again.gguf")]
+    plan = tmp_path / "plan.json"
+    all_options = (*options, "--no-calibration")
+    dry = convert(stories15m, files[0], *all_options, "--dry-run", "--plan", plan)
+    assert dry.returncode == 0, dry.stderr
+    with_plan = ("--use-plan", plan)
+    for path, arguments in zip(files, (all_options, with_plan, (*with_plan, *all_options)), strict=True):
+        made = convert(stories15m, path, *arguments)
+        assert made.returncode == 0, made.stderr
+    assert len({path.read_bytes() for path in files}) == 1
+
+
+def test_options_cannot_contradict_a_plan(stories15m: Path, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out.gguf"
+    options = ("--no-calibration", "--target-bpw", "4.5", "--tensor-type", "attn_v=Q8_0")
+    assert convert(stories15m, out, *options, "--dry-run", "--plan", plan).returncode == 0
+    for option, value in (
+        ("--target-bpw", "4.6"),
+        ("--target-size", "14MB"),
+        ("--type", "Q8_0"),
+        ("--tensor-type", "attn_v=Q6_K"),
+        ("-k", "2"),
+    ):
+        done = convert(stories15m, out, "--use-plan", plan, option, value)
+        assert done.returncode == 2
+        assert f"plan.json: was not made with this {option}; leave it out" in done.stderr
+    document = json.loads(plan.read_text())
+    document["recipe"]["calibration"] = "imatrix"
+    plan.write_text(json.dumps(document))
+    done = convert(stories15m, out, "--use-plan", plan)
+    assert done.returncode == 2
+    assert "plan.json: was made with --imatrix; give the same file" in done.stderr
+    assert not out.exists()
+
+
+def test_a_plan_is_not_replaced(stories15m: Path, tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out.gguf"
+    options = ("--recipe", "stock", "--no-calibration", "--plan", plan)
+    plan.write_text("a user's own")
+    for more in (("--dry-run",), (), ("--resume",)):
+        done = convert(stories15m, out, *options, *more)
+        assert done.returncode == 2
+        assert f"{plan}: exists; pass --force to replace it" in done.stderr
+        assert plan.read_text() == "a user's own" and not out.exists()
+    assert convert(stories15m, out, *options, "--force").returncode == 0
+    assert json.loads(plan.read_text())["format"] == 1
+    again = convert(stories15m, out, *options, "--resume")
+    assert again.returncode == 0 and "complete already" in again.stdout, again.stderr
 
 
 @pytest.mark.parametrize(
@@ -82,6 +156,7 @@ def test_a_plan_can_be_written_edited_and_used(stories15m: Path, tmp_path: Path)
         (("--target-bpw", "nan"), "target: nan bits per weight"),
         (("--target-bpw", "5", "--target-size", "1GB"), "exactly one"),
         (("--target-size", "12 parsecs"), "is not a size"),
+        (("--target-size", 400 * "9" + "GB"), "is not a size"),
         (("--tensor-type", "attn_v"), "REGEX=TYPE"),
         (("--tensor-type", "(=Q8_0"), "not a regular expression"),
         (("--tensor-type", "attn=Q9"), "'Q9' is not one of"),
@@ -186,3 +261,45 @@ def test_a_memory_limit_that_is_too_small_is_refused_before_the_calibration(
     assert list(tmp_path.iterdir()) == []
     done = convert(stories15m, tmp_path / "out.gguf", "--recipe", "paper", "--memory-limit", "2GB")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.engine
+def test_the_memory_limit_that_is_advised_is_enough_after_a_calibration(
+    stories15m: Path, tmp_path: Path, empty_cache: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text(" ".join(f"Once upon a time there were {i} cats and a dog." for i in range(300)))
+    calibrated = [stories15m, tmp_path / "out.gguf", "--calibration-text", text, "--memory-limit"]
+    refused = convert(*calibrated, "20MB")
+    advised = re.search(r"allow (\d+MB) or more", refused.stderr)
+    assert advised is not None
+    assert not (empty_cache / "calibration").exists()
+    done = convert(*calibrated, advised[1])
+    assert done.returncode == 0, done.stderr
+    assert (empty_cache / "calibration").exists()
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_disk_that_is_too_small_is_found_before_the_calibration(
+    stories15m: Path, small_disk: Path, empty_cache: Path, resume: list[str]
+) -> None:
+    done = convert(stories15m, small_disk / "out.gguf", *resume)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {small_disk / 'out.gguf'}: the file will have")
+    assert not (empty_cache / "calibration").exists()
+    assert list(small_disk.iterdir()) == []
+
+
+def test_the_model_that_is_read_is_not_replaced(stories15m: Path, tmp_path: Path) -> None:
+    folder, file, link = tmp_path / "model", tmp_path / "float.gguf", tmp_path / "link.gguf"
+    shutil.copytree(stories15m, folder)
+    assert convert(folder, file, "--layout", "float").returncode == 0
+    for source, target in ((folder, folder / "model.safetensors"), (file, file)):
+        before = target.read_bytes()
+        done = convert(source, target, "--recipe", "plain", "--force")
+        assert done.returncode == 2
+        assert done.stderr == f"error: {target}: is the model that is read; choose another name\n"
+        assert target.read_bytes() == before
+    link.symlink_to(file)
+    assert convert(file, link, "--recipe", "plain", "--force").returncode == 0
+    assert not link.is_symlink() and file.read_bytes() == before

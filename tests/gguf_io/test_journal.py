@@ -29,6 +29,9 @@ STOCK = Recipe(layout="stock", target_bpw=6.0, calibration="none")
 """Plans, and quantizes nothing: rows of 16 are no block."""
 
 
+HEAD = '{"journal":1,"files":%s,"settings":%s,"refined":null}\n'
+
+
 def nothing(_files: set[int]) -> None:
     """Stands for the disk."""
 
@@ -60,15 +63,16 @@ def test_what_is_cut_off_anywhere_is_read_up_to_there(
     tmp_path_factory: pytest.TempPathFactory, records: list[tuple[str, float | None]], cut: int
 ) -> None:
     out = tmp_path_factory.mktemp("journal") / "out.gguf"
+    head = {"files": ["out.gguf"], "settings": {"a": 1}, "refined": None}
     with Journal.open(out) as journal:
-        journal.begin({"settings": {"a": 1}})
+        journal.begin(head)
         for name, error in records:
             journal.add(name, error, {0}, nothing)
     data = journal_path(out).read_bytes()
     journal_path(out).write_bytes(data[:cut])
     whole = data[:cut].count(b"\n")
     with Journal.open(out) as journal:
-        assert journal.head == ({"settings": {"a": 1}} if whole else None)
+        assert journal.head == (head if whole else None)
         assert journal.done == dict(records[: max(0, whole - 1)])
         if whole:
             journal.add("one more", 0.25, {0}, nothing)
@@ -128,7 +132,22 @@ def test_one_process_at_a_time(tmp_path: Path, model: SourceModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]\n", "{}\n", '{"journal": 2}\n', "nonsense\n", '{"journal":1}\n{"tensor":1}\n']
+    "text",
+    [
+        "[]\n",
+        "{}\n",
+        '{"journal": 2}\n',
+        "nonsense\n",
+        "[" * 100_000 + "]" * 100_000 + "\n",
+        HEAD % (5, "{}"),
+        HEAD % ('[""]', "{}"),
+        HEAD % ('["../other.gguf"]', "{}"),
+        HEAD % ("[]", "[]"),
+        HEAD % ("[]", "null"),
+        HEAD % ("[]", "{}") + '{"tensor":1}\n',
+        HEAD % ("[]", "{}") + '{"tensor":"x","error":1' + 400 * "0" + "}\n",
+        HEAD % ("[]", "{}") + '{"tensor":"x","error":NaN}\n',
+    ],
 )
 def test_what_is_no_journal_is_refused_unless_forced(tmp_path: Path, model: SourceModel, text: str) -> None:
     out = tmp_path / "out.gguf"
