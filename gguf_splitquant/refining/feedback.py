@@ -34,8 +34,8 @@ U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 CHUNK_ROWS = 2 * LANES
-"""Rows that are quantized together: few enough that narrow weights keep several threads at work. Where there
-are plenty, twice as many: matrix products are a twentieth faster, and the bytes are the same."""
+"""Rows that are quantized together: few enough that narrow weights keep several threads at work, and as many
+whatever the number of threads and the memory, since sums of BLAS depend on the shape of a product."""
 
 _WIDE = 4096
 
@@ -142,21 +142,21 @@ class Refiner:
             self.metric: Metric = prepare(moments, groups, damping)
 
     def refine(self, weight: F32) -> Refined:
-        """Quantize ``weight``, float32 (rows, cols). Rows are independent: slabs give the same bytes."""
+        """Quantize ``weight``, float32 (rows, cols). Rows are independent: slabs of whole multiples of
+        :data:`CHUNK_ROWS` give the same bytes."""
         if weight.ndim != 2 or weight.shape[1] != self.columns:
             raise RecipeError("weight", f"shape {weight.shape} does not fit {self.columns} input channels")
-        step = 2 * CHUNK_ROWS if len(weight) >= 2 * CHUNK_ROWS * self.threads else CHUNK_ROWS
-        starts = range(0, len(weight), step)
+        starts = range(0, len(weight), CHUNK_ROWS)
         packed = tuple(
             np.empty((len(weight), len(places) // kind.block * kind.type_size), np.uint8)
             for kind, places in zip(self.types, self.metric.places, strict=True)
         )
 
         def work(start: int) -> tuple[float, list[float], list[float]]:
-            rows = weight[start : start + step]
+            rows = weight[start : start + CHUNK_ROWS]
             chunk = Chunk(self.types, self.metric, rows)
             for whole, part in zip(packed, chunk.solve(self.revisits), strict=True):
-                whole[start : start + step] = part
+                whole[start : start + CHUNK_ROWS] = part
             return chunk.error, chunk.squared_errors(ERROR_ROWS), sums_of_squares(rows, ERROR_ROWS)
 
         # Each thread does whole chunks with single-threaded BLAS: no barriers, and numba needs no pool

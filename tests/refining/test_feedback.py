@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from gguf import GGMLQuantizationType, dequantize, quantize
 from numpy.typing import NDArray
 
 from gguf_splitquant.errors import RecipeError
-from gguf_splitquant.refining import Refined, Refiner, TypedCluster, refinable
-from gguf_splitquant.refining.metric import typical_salience
+from gguf_splitquant.refining import Refined, Refiner, TypedCluster, feedback, refinable
+from gguf_splitquant.refining.blocks import BlockType
+from gguf_splitquant.refining.chunk import Chunk
+from gguf_splitquant.refining.feedback import CHUNK_ROWS
+from gguf_splitquant.refining.metric import Metric, typical_salience
 from gguf_splitquant.refining.scales import round_f16
 
 Q = GGMLQuantizationType
@@ -78,6 +82,34 @@ def test_slabs_and_threads_give_the_same_bytes(
     assert (whole.packed[0] != np.concatenate(parts)).mean() < 1e-3  # BLAS may order sums by shape
     again = Refiner(moments, Q.Q4_1, threads=1).refine(tall)
     np.testing.assert_array_equal(whole.packed[0], again.packed[0])
+
+
+def test_the_shapes_of_products_do_not_depend_on_threads_and_slabs(
+    moments: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With them BLAS' last bits change, and now and then a code."""
+    seen: list[tuple[float, int]] = []
+
+    class Watched(Chunk):
+        def __init__(
+            self, types: Sequence[type[BlockType]], metric: Metric, rows: NDArray[np.float32]
+        ) -> None:
+            seen.append((float(rows[0, 0]), len(rows)))
+            super().__init__(types, metric, rows)
+
+    monkeypatch.setattr(feedback, "Chunk", Watched)
+    numbers = np.arange(9 * CHUNK_ROWS + 40, dtype=np.float32)
+    tall = np.repeat(numbers[:, None], COLUMNS, axis=1)
+    found = []
+    for threads in (1, 2, 3, 64):
+        Refiner(moments, Q.Q4_0, threads=threads).refine(tall)
+        found.append(sorted(seen))
+        seen.clear()
+    slabs = Refiner(moments, Q.Q4_0, threads=1)
+    for start in range(0, len(tall), 2 * CHUNK_ROWS):
+        slabs.refine(tall[start : start + 2 * CHUNK_ROWS])
+    assert all(shapes == sorted(seen) for shapes in found)
+    assert len(seen) == 10
 
 
 def test_importance_alone_weights_the_columns(weight: NDArray[np.float32]) -> None:
