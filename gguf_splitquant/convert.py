@@ -99,13 +99,13 @@ def convert(
         progress: told of every slab, in bytes of the checkpoint.
 
     Raises:
-        OutputError: ``out`` cannot be written, another process writes it, or an interrupted run is there
-            that has other settings or that neither ``resume`` nor ``force`` says what to do with.
+        OutputError: ``out`` cannot be written or is what is read, another process writes it, or an
+            interrupted run is there that has other settings or that neither ``resume`` nor ``force`` says
+            what to do with.
         CheckpointError: NaN, Inf or values beyond f16's range in a weight; a file that ends early.
         RecipeError: the target is too small for this model, or the memory limit for one of its tensors.
     """
     check_memory(model, recipe, memory_limit, lambda weight: has_matrix(statistics, weight))
-    check_not_source(model, out)
     target = shards.target(out)
     if model.files and resume:
         refined = refined or recorded_plan(out, model, recipe, statistics, shards)

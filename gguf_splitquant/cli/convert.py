@@ -91,7 +91,7 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: Mo
     progress = ProgressBar()
     if not args.dry_run:
         check_not_source(model, args.out)
-    if not args.dry_run and shards.only is None and not (args.resume and _begun(args, shards)):
+    if not args.dry_run and shards.only is None and not (args.resume and _begun(args)):
         # a disk that is too small is found before hours of calibration
         out = args.out / "model.gguf" if args.out.is_dir() else args.out
         check_target(out, expected_bytes(model, recipe), force=True)
@@ -133,14 +133,11 @@ def _convert(args: argparse.Namespace, recipe: Recipe, shards: Shards, found: Mo
     return 0
 
 
-def _begun(args: argparse.Namespace, shards: Shards) -> bool:
-    """Something of the output is there: it was calibrated for, and has a part of its room."""
-    from ..gguf_io.journal import journal_path
-
-    if args.out.is_dir():
-        return any(args.out.glob("*.gguf*"))
-    target = shards.target(args.out)
-    return target.exists() or journal_path(target).exists()
+def _begun(args: argparse.Namespace) -> bool:
+    """Something of the output may be there: it was calibrated for, and has a part of its room."""
+    # shards have a number behind the name, journals an ending, and long names are abridged
+    stem = "" if args.out.is_dir() else args.out.name.removesuffix(".gguf")[:50]
+    return any(path.name.startswith(stem) and ".gguf" in path.name for path in _folder(args).glob("*"))
 
 
 def _folder(args: argparse.Namespace) -> Path:

@@ -13,6 +13,8 @@ import pytest
 from gguf import GGUFReader
 
 from gguf_splitquant.cache import cache_dir
+from scripts.empty_cache import empty_cache
+from tests.sources.handmade import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,11 +31,9 @@ def convert(*arguments: object, script: bool = False) -> subprocess.CompletedPro
 
 
 @pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache with nothing in it but the runtime."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    (folder / "runtime").symlink_to(cache_dir() / "runtime")
+def unknowing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a cache in which nothing is known."""
+    folder = empty_cache(tmp_path / "cache", cache_dir() / "runtime")
     monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(folder))
     return folder
 
@@ -265,7 +265,7 @@ def test_a_memory_limit_that_is_too_small_is_refused_before_the_calibration(
 
 @pytest.mark.engine
 def test_the_memory_limit_that_is_advised_is_enough_after_a_calibration(
-    stories15m: Path, tmp_path: Path, empty_cache: Path
+    stories15m: Path, tmp_path: Path, unknowing: Path
 ) -> None:
     text = tmp_path / "text"
     text.write_text(" ".join(f"Once upon a time there were {i} cats and a dog." for i in range(300)))
@@ -273,20 +273,20 @@ def test_the_memory_limit_that_is_advised_is_enough_after_a_calibration(
     refused = convert(*calibrated, "20MB")
     advised = re.search(r"allow (\d+MB) or more", refused.stderr)
     assert advised is not None
-    assert not (empty_cache / "calibration").exists()
+    assert not (unknowing / "calibration").exists()
     done = convert(*calibrated, advised[1])
     assert done.returncode == 0, done.stderr
-    assert (empty_cache / "calibration").exists()
+    assert (unknowing / "calibration").exists()
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
 def test_a_disk_that_is_too_small_is_found_before_the_calibration(
-    stories15m: Path, small_disk: Path, empty_cache: Path, resume: list[str]
+    stories15m: Path, small_disk: Path, unknowing: Path, resume: list[str]
 ) -> None:
     done = convert(stories15m, small_disk / "out.gguf", *resume)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {small_disk / 'out.gguf'}: the file will have")
-    assert not (empty_cache / "calibration").exists()
+    assert not (unknowing / "calibration").exists()
     assert list(small_disk.iterdir()) == []
 
 
@@ -303,3 +303,17 @@ def test_the_model_that_is_read_is_not_replaced(stories15m: Path, tmp_path: Path
     link.symlink_to(file)
     assert convert(file, link, "--recipe", "plain", "--force").returncode == 0
     assert not link.is_symlink() and file.read_bytes() == before
+
+
+@pytest.mark.parametrize("shards", [[], ["--shards", "2"], ["--max-shard-size", "20kB"]])
+def test_what_is_complete_needs_no_room(tmp_path: Path, small_disk: Path, shards: list[str]) -> None:
+    model, out = write_checkpoint(tmp_path / "model"), small_disk / "out.gguf"
+    options = ["--recipe", "paper", *shards, "--resume"]
+    assert convert(model, out, *options).returncode == 0
+    made = sorted(small_disk.iterdir())
+    with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    again = convert(model, out, *options)
+    assert again.returncode == 0 and "complete already" in again.stdout, again.stderr
+    assert sorted(small_disk.iterdir()) == sorted([*made, small_disk / "filler"])
