@@ -20,8 +20,8 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gguf_splitquant.cache import cache_dir
+from scripts.empty_cache import empty_cache
 
-ROOT = Path(__file__).resolve().parent.parent
 CONVERSIONS: dict[str, tuple[str, ...]] = {
     "float": ("--layout", "float"),
     "plain": ("--recipe", "plain"),
@@ -35,29 +35,17 @@ SETTINGS = ((1, 1, "0"), (2, 2, "1"), (3, 1, "2"), (7, 3, "random"))
 """Threads, BLAS threads, PYTHONHASHSEED."""
 
 
-def digest(model: Path, options: tuple[str, ...], threads: int, blas: int, seed: str) -> str:
+def digest(model: Path, *options: str, **environment: str) -> str:
     """SHA-256 of what a process of its own writes, with a cache that has the runtime only."""
     with tempfile.TemporaryDirectory(prefix="sha256-") as folder:
-        cache, out = Path(folder) / "cache", Path(folder) / "out.gguf"
-        cache.mkdir()
-        (cache / "runtime").symlink_to(cache_dir() / "runtime")
-        setting = {
-            "OPENBLAS_NUM_THREADS": str(blas),
-            "PYTHONHASHSEED": seed,
-            "GGUF_SPLITQUANT_CACHE": str(cache),
-        }
-        command = [sys.executable, "convert_splitquant.py", str(model), str(out), *options]
-        done = subprocess.run(
-            [*command, f"--threads={threads}"],
-            cwd=ROOT,
-            env={**os.environ, **setting},
-            capture_output=True,
-            text=True,
-        )
+        out = Path(folder) / "out.gguf"
+        cache = empty_cache(Path(folder) / "cache", cache_dir() / "runtime")
+        command = [sys.executable, "-m", "gguf_splitquant", "convert", str(model), str(out), *options]
+        setting = {**os.environ, "GGUF_SPLITQUANT_CACHE": str(cache), **environment}
+        done = subprocess.run(command, env=setting, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"failed ({done.returncode}): {' '.join(command)}\n{done.stderr[-2000:]}")
-        with out.open("rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+        return hashlib.sha256(out.read_bytes()).hexdigest()
 
 
 def run(model: Path, names: list[str]) -> int:
@@ -67,7 +55,16 @@ def run(model: Path, names: list[str]) -> int:
     print(f"{'conversion':<24} {'runs':>5} {'results':>8}  SHA-256")
     unequal = 0
     for name in names:
-        found = [digest(model, CONVERSIONS[name], *setting) for setting in SETTINGS]
+        found = [
+            digest(
+                model,
+                *CONVERSIONS[name],
+                f"--threads={threads}",
+                OPENBLAS_NUM_THREADS=str(blas),
+                PYTHONHASHSEED=seed,
+            )
+            for threads, blas, seed in SETTINGS
+        ]
         different = list(dict.fromkeys(found))
         unequal |= len(different) > 1
         print(f"{name:<24} {len(found):>5} {len(different):>8}  {' '.join(different)}", flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from scripts.mixture import write_mixture
+from scripts.sha256_runs import digest
 
 RECIPES = {
     "value": ["--recipe", "paper"],
@@ -21,20 +22,10 @@ RUNS = [(1, "0"), (2, "1"), (3, "random")]
 """Threads and PYTHONHASHSEED."""
 
 
-def digest(checkpoint: Path, out: Path, *options: str, **environment: str) -> str:
-    """SHA-256 of what a conversion in a process of its own writes."""
-    command = [sys.executable, "-m", "gguf_splitquant", "convert", checkpoint, out, *options, "--force"]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return hashlib.sha256(out.read_bytes()).hexdigest()
-
-
 @pytest.mark.parametrize("recipe", list(RECIPES))
-def test_threads_and_hash_seeds(recipe: str, stories15m: Path, tmp_path: Path) -> None:
+def test_threads_and_hash_seeds(recipe: str, stories15m: Path) -> None:
     found = {
-        digest(
-            stories15m, tmp_path / "out.gguf", *RECIPES[recipe], f"--threads={threads}", PYTHONHASHSEED=seed
-        )
+        digest(stories15m, *RECIPES[recipe], f"--threads={threads}", PYTHONHASHSEED=seed)
         for threads, seed in RUNS
     }
     assert len(found) == 1
@@ -54,8 +45,7 @@ def test_blas_kernels_and_processors_without_calibration(
         "NUMBA_CACHE_DIR": str(tmp_path / "numba"),
         "NPY_DISABLE_CPU_FEATURES": "AVX512_ICL,X86_V4,X86_V3",
     }
-    out = tmp_path / "out.gguf"
-    assert digest(stories15m, out, *RECIPES[recipe]) == digest(stories15m, out, *RECIPES[recipe], **older)
+    assert digest(stories15m, *RECIPES[recipe]) == digest(stories15m, *RECIPES[recipe], **older)
 
 
 CALIBRATED = """

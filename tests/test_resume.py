@@ -27,6 +27,7 @@ from gguf_splitquant.errors import OutputError
 from gguf_splitquant.gguf_io.journal import journal_path
 from gguf_splitquant.recipe import Recipe
 from gguf_splitquant.sources import open_model
+from scripts.empty_cache import empty_cache
 from tests.killing import kill_when
 from tests.sources.handmade import CONFIG, header_of, llama_shapes, write_checkpoint, write_safetensors
 
@@ -165,13 +166,6 @@ def test_interrupted_it_stops_cleanly_and_says_how_to_go_on(
     assert complete > 0
 
 
-def empty_cache(folder: Path, runtime: Path) -> Path:
-    """A cache with the runtime and no calibration; the folder for calibrations."""
-    folder.mkdir()
-    (folder / "runtime").symlink_to(runtime)
-    return folder / "calibration"
-
-
 @pytest.mark.engine
 @pytest.mark.parametrize(
     "own",
@@ -183,7 +177,7 @@ def test_a_calibrated_conversion_killed_in_every_phase_goes_on(
 ) -> None:
     """Nothing that was complete is done again: text and moments, batches of sensitivities, plan, tensors."""
     runtime = cache_dir() / "runtime"
-    calibration = empty_cache(tmp_path / "cache", runtime)
+    calibration = empty_cache(tmp_path / "cache", runtime) / "calibration"
     out, whole = tmp_path / "out.gguf", tmp_path / "whole.gguf"
     text = tmp_path / "text"
     text.write_text(" ".join(f"Once upon a time there were {i} cats and a dog." for i in range(300)))
@@ -203,7 +197,7 @@ def test_a_calibrated_conversion_killed_in_every_phase_goes_on(
     assert main(command) == 0
 
     other = empty_cache(tmp_path / "other", runtime)
-    monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(other.parent))
+    monkeypatch.setenv("GGUF_SPLITQUANT_CACHE", str(other))
     assert main(["convert", str(stories15m), str(whole), *options]) == 0
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "other", "out.gguf", "text", "whole.gguf"]

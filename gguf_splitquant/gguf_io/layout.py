@@ -18,6 +18,7 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValue, GGUFValueType, GGUFWriter
 
 from ..errors import OutputError
 from ..planning.plan import OutputTensor
+from .pairs import item_type
 
 _ALIGNMENT: int = GGUF_DEFAULT_ALIGNMENT
 
@@ -55,7 +56,7 @@ def build_layout(
     position = len(header)
     for tensor in outputs:
         offsets[tensor.name] = position
-        position += _aligned(tensor.nbytes)
+        position += aligned(tensor.nbytes)
     return FileLayout(header, offsets, position)
 
 
@@ -93,7 +94,7 @@ class _Writer(GGUFWriter):  # type: ignore[misc]  # gguf-py has no types
         if vtype is not GGUFValueType.ARRAY or not isinstance(val, list):
             kind = None
         elif kind is None:
-            kind = _type_of(val)
+            kind = item_type(val)
         code = self._simple_value_packing.get(kind) if kind is not None else None
         if not val or (code is None and kind is not GGUFValueType.STRING):
             packed: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
@@ -108,16 +109,10 @@ class _Writer(GGUFWriter):  # type: ignore[misc]  # gguf-py has no types
         return head + struct.pack("<IQ", kind, len(val)) + items
 
 
-def _type_of(values: list[Any]) -> GGUFValueType | None:
-    """What gguf-py takes the items for; None: they differ, and it refuses them."""
-    one_of_each = dict(zip(map(type, values), values, strict=True)).values()
-    found = {GGUFValueType.get_type(value) for value in one_of_each}
-    return found.pop() if len(found) == 1 else None
-
-
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Bytes up to the next multiple of the alignment."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _padded(data: bytes) -> bytes:
-    return data + bytes(_aligned(len(data)) - len(data))
+    return data + bytes(aligned(len(data)) - len(data))

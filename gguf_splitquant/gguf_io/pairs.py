@@ -31,6 +31,13 @@ def read_pairs(path: Path) -> dict[str, GGUFValue]:
         raise GGUFError(path, f"cannot be read: {error}", "give the path of a GGUF file") from error
 
 
+def item_type(values: list[Any]) -> GGUFValueType | None:
+    """What gguf-py takes the items of an array for; None: they differ. Raises ValueError for no values."""
+    one_of_each = dict(zip(map(type, values), values, strict=True)).values()
+    found = {GGUFValueType.get_type(value) for value in one_of_each}
+    return found.pop() if len(found) == 1 else None
+
+
 class _PairWalker(HeaderWalker):
     def pairs(self) -> dict[str, GGUFValue]:
         _, n_pairs = self.begin()

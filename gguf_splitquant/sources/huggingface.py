@@ -10,6 +10,7 @@ import gguf
 from gguf import GGUFValue
 
 from ..errors import CheckpointError
+from ..gguf_io.pairs import item_type
 from .card import check_card
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import is_text, read_json_if_there, shown
@@ -93,13 +94,12 @@ def _check_values(metadata: dict[str, GGUFValue], folder: Path) -> None:
 
 
 def _type_of(items: list[Any]) -> gguf.GGUFValueType | None:
-    """What gguf-py takes the items of an array for; None where they differ, or are no values."""
-    one_of_each = {type(item): item for item in items}.values()
+    """Of the items of an array; None where they differ, or are no values."""
     try:
-        found = {gguf.GGUFValueType.get_type(item) for item in one_of_each}
+        found = item_type(items)
     except ValueError:
         return None
-    return found.pop() if len(found) == 1 and gguf.GGUFValueType.ARRAY not in found else None
+    return None if found is gguf.GGUFValueType.ARRAY else found
 
 
 def _fits(value: Any, value_type: gguf.GGUFValueType) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGUFValue, GGUFValueType, Keys
 
 from ..gguf_io.header import TensorEntry
-from ..gguf_io.layout import build_layout
+from ..gguf_io.layout import aligned, build_layout
 from ..gguf_io.metadata import KEY_QUANTIZED_BY, KEY_RELATIVE_ERROR, file_metadata
 from ..gguf_io.pairs import read_pairs
 from ..gguf_io.shards import shard_pairs
@@ -26,7 +26,6 @@ from .stored import StoredRecipe
 
 _OF_THE_HUB = Keys.General.SOURCE_REPO_URL
 _MADE_BY = re.compile(r"gguf-splitquant [\w.+-]{1,60}", re.ASCII)
-_ALIGNMENT = 32
 
 
 def header_differences(
@@ -131,7 +130,7 @@ def _padding_differences(entries: Sequence[TensorEntry], path: Path) -> list[Dif
         if entry.offset != place:
             return [Difference(entry.name, f"begins at byte {entry.offset:,} of its file, not {place:,}")]
         end = entry.offset + entry.nbytes
-        place = -(-end // _ALIGNMENT) * _ALIGNMENT
+        place = aligned(end)
         padding = bytearray(max(0, min(place, file.size) - end))
         file.read_into(memoryview(padding), end)
         wrong += len(padding) - padding.count(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,3 +30,8 @@ def content(data: bytes, name: str = "file") -> Callable[[Path], Path]:
         return folder / name
 
     return make
+
+
+def one_file_each(file: str, cases: Mapping[str, tuple[bytes, str]]) -> list[Attack]:
+    """Attacks that are one file of this name each, by what is wrong: its bytes, and the error."""
+    return [Attack(name, content(data, file), error) for name, (data, error) in cases.items()]

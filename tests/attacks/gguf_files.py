@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.attacks.attack import Attack, content
+from tests.attacks.attack import Attack, content, one_file_each
 from tests.attacks.raw_gguf import (
     ARCHITECTURE,
     ARRAY,
@@ -171,7 +171,7 @@ _FILES: dict[str, tuple[bytes, str]] = {
 }
 
 ATTACKS = [
-    *(Attack(name, content(data, "a.gguf"), error) for name, (data, error) in _FILES.items()),
+    *one_file_each("a.gguf", _FILES),
     Attack("a pipe that nobody writes to", _pipe, "not an ordinary file"),
 ]
 """For header, pairs and ``inspect``."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from pathlib import Path
 from typing import Any
 
-from tests.attacks.attack import Attack, content
+from tests.attacks.attack import Attack, content, one_file_each
 from tests.attacks.raw_gguf import TYPE_I32, Raw, tensor
 
 
@@ -22,9 +21,9 @@ def _legacy(*values: int, more: bytes = b"") -> bytes:
 _SUMS, _COUNTS = "a.weight.in_sum2", "a.weight.counts"
 _NAN = struct.pack("<f", float("nan")) * 64
 
-IMATRICES = [
-    Attack(name, content(data, "imatrix"), error)
-    for name, (data, error) in {
+IMATRICES = one_file_each(
+    "imatrix",
+    {
         "2^31 entries": (_legacy(2**31 - 1), "the number of entries is 2147483647"),
         "minus one entry": (_legacy(-1), "the number of entries is -1"),
         "a name of a gigabyte": (_legacy(1, 2**30, more=bytes(99)), "the length of a name is 1073741824"),
@@ -53,8 +52,8 @@ IMATRICES = [
         ),
         "a vocabulary": (_imatrix(), "is a GGUF file, but not an imatrix"),
         "noise": (bytes(range(256)), "is not an imatrix, or is damaged"),
-    }.items()
-]
+    },
+)
 
 _WEIGHTS = {name: [["Q4_0", 256]] for name in ("blk.0.attn_q.weight", "blk.0.ffn_up.weight", "output.weight")}
 
@@ -67,9 +66,9 @@ def _q(*pieces: Any) -> bytes:
     return _plan(**{"blk.0.attn_q.weight": list(pieces)})
 
 
-PLANS = [
-    Attack(name, content(data, "plan.json"), error)
-    for name, (data, error) in {
+PLANS = one_file_each(
+    "plan.json",
+    {
         "nothing": (b"", "not a plan"),
         "nested deep": (b'{"format":' * 5000, "nested deeper than 100 levels"),
         "ten million lists": (b"[" + b"[]," * 10_000_000 + b"0]", "more than 2,000,000 parts"),
@@ -95,8 +94,8 @@ PLANS = [
             _plan(**{"../../x": [["Q4_0", 1]]}),
             "../../x is missing in the model",
         ),
-    }.items()
-]
+    },
+)
 
 _NO_TARGET = {"layout": "stock", "qtype": "Q4_0"}
 
@@ -109,9 +108,9 @@ def _pattern(pattern: str) -> bytes:
     return _recipe(tensor_types=[[pattern, "Q8_0"]])
 
 
-RECIPES = [
-    Attack(name, content(data, "recipe.json"), error)
-    for name, (data, error) in {
+RECIPES = one_file_each(
+    "recipe.json",
+    {
         "nothing": (b"", "recipe: not JSON"),
         "nested deep": (b"[" * 100_000, "nested deeper than 100 levels"),
         "ten million lists": (b"[" + b"[]," * 10_000_000 + b"0]", "longer than 1,048,576 bytes"),
@@ -129,29 +128,21 @@ RECIPES = [
         "a long pattern": (_pattern("a" * 100_000), "has 100,000 characters"),
         "nested groups": (_pattern("(" * 5000 + ")" * 5000), "has 10,000 characters"),
         "250 nested groups": (_pattern("(" * 250 + ")" * 250), ""),
-    }.items()
-]
+    },
+)
 
-RESULTS = [
-    Attack(name, content(data, "results.json"), error)
-    for name, (data, error) in {
+RESULTS = one_file_each(
+    "results.json",
+    {
         "nested deep": (b"[" * 100_000, "nested deeper than 100 levels"),
         "another format": (b'{"format": "x"}', "its format is 'x'"),
         "a list": (b"[]", "not results of an evaluation"),
-    }.items()
-]
-
-
-def _jinja(source: str) -> Any:
-    def make(folder: Path) -> Path:
-        (folder / "template.jinja").write_text(source)
-        return folder / "template.jinja"
-
-    return make
+    },
+)
 
 
 TEMPLATES = [
-    Attack(name, _jinja(source), error)
+    Attack(name, content(source.encode(), "template.jinja"), error)
     for name, (source, error) in {
         "loops in loops": (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",

@@ -24,6 +24,9 @@ def test_equal_runs(stories15m: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_another_result_is_told(
     stories15m: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sha256_runs, "digest", lambda *setting: "b" if setting[-1] == "random" else "a")
+    def digest(*_options: object, **environment: str) -> str:
+        return "b" if environment["PYTHONHASHSEED"] == "random" else "a"
+
+    monkeypatch.setattr(sha256_runs, "digest", digest)
     assert sha256_runs.run(stories15m, ["plain"]) == 1
     assert capsys.readouterr().out.splitlines()[-1].split() == ["plain", "4", "2", "a", "b"]

@@ -144,7 +144,7 @@ def text(value: str) -> GGUFValue:
 def test_no_key_is_added_to_any_shard(key: str, tmp_path: Path) -> None:
     model = small_model()
     out = convert(model, tmp_path / "out.gguf", NONE).path
-    with_pairs(out, {**read_pairs(out), key: text("x" * 1000)} if key != "split.count" else COUNTED(out))
+    with_pairs(out, {**read_pairs(out), key: text("x" * 1000)} if key != "split.count" else counted(out))
     found = verify(read_recipe(out), model)
     assert [str(d) for d in found.differences] == [f"metadata {key}: is in the file only"]
     if key == "split.count":
@@ -157,7 +157,7 @@ def test_no_key_is_added_to_any_shard(key: str, tmp_path: Path) -> None:
         assert subjects(verify(read_recipe(made.path), model)) == [f"metadata {key}{where}"]
 
 
-def COUNTED(path: Path) -> dict[str, GGUFValue]:
+def counted(path: Path) -> dict[str, GGUFValue]:
     return {**read_pairs(path), "split.count": GGUFValue(1, GGUFValueType.UINT16)}
 
 
